@@ -1,0 +1,1 @@
+"""The PyTorch reference: the plainest correct statement of each model."""

@@ -1,0 +1,1 @@
+"""The `osp` command and what people run by hand."""
