@@ -1,0 +1,33 @@
+"""All that depends on the device: one function a kernel, with an Ascend form and a CPU form.
+
+Model files call `kernels.<name>` and never ask where they run. The form is chosen once, when the package is imported;
+both forms stay importable under `<name>_cpu` and `<name>_ascend` from their modules, so that the Ascend forms can be
+checked (argument names, layouts, shape inference) on a machine without one.
+
+Precision of every CPU form: float32 and float64 as they are; float16 and bfloat16 operands are raised to float32, the
+result is rounded back once. That is what an Ascend does in its half types (float32 accumulation), so a laptop can
+rehearse an Ascend run.
+"""
+
+from osp_mindspore.kernels import activation, attention as _attention, conv, linear as _linear, norm, resize
+from osp_mindspore.runtime import on_ascend
+
+
+def _forms(module, *names):
+    suffix = "_ascend" if on_ascend() else "_cpu"
+    return [getattr(module, name + suffix) for name in names]
+
+
+(attention,) = _forms(_attention, "attention")
+linear, embedding = _forms(_linear, "linear", "embedding")
+conv2d, conv3d = _forms(conv, "conv2d", "conv3d")
+layer_norm, channel_layer_norm, group_norm, rms_norm = _forms(
+    norm, "layer_norm", "channel_layer_norm", "group_norm", "rms_norm"
+)
+gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "gelu_tanh", "gelu_erf", "silu", "softmax")
+upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsample_linear")
+
+__all__ = [
+    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "gelu_erf", "gelu_tanh", "group_norm",
+    "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear", "upsample_nearest2d",
+]

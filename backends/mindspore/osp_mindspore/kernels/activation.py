@@ -1,0 +1,46 @@
+"""Point-wise functions and softmax."""
+
+import mindspore as ms
+from mindspore import mint, ops
+
+from osp_mindspore.kernels.precision import raised
+
+_TWICE_SQRT_2_OVER_PI = 1.5957691216057308  # 2 * sqrt(2 / pi)
+
+
+@raised
+def gelu_tanh_cpu(x):
+    """0.5 x (1 + tanh(u)) = x sigmoid(2u): ops.tanh is off by 1e-4 near saturation on CPU, ops.sigmoid is not."""
+    return x * ops.sigmoid(_TWICE_SQRT_2_OVER_PI * (x + 0.044715 * (x * x * x)))
+
+
+def gelu_tanh_ascend(x):
+    return mint.nn.functional.gelu(x, approximate="tanh")
+
+
+@raised
+def gelu_erf_cpu(x):
+    return ops.gelu(x, approximate="none")
+
+
+def gelu_erf_ascend(x):
+    return mint.nn.functional.gelu(x)
+
+
+@raised
+def silu_cpu(x):
+    return ops.silu(x)
+
+
+def silu_ascend(x):
+    return mint.nn.functional.silu(x)
+
+
+@raised
+def softmax_cpu(x):
+    """Over the last axis."""
+    return ops.softmax(x, -1)
+
+
+def softmax_ascend(x):
+    return mint.nn.functional.softmax(x.astype(ms.float32), dim=-1).astype(x.dtype)
