@@ -1,0 +1,58 @@
+"""Builds a model without filling it, then fills it from a checkpoint, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+import ml_dtypes
+import numpy as np
+from mindspore import Parameter, nn
+from mindspore.nn.utils import no_init_parameters
+from osp_shared.errors import OspError
+
+DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+
+
+def to_tensor(array: np.ndarray) -> ms.Tensor:
+    """A tensor with the array's values; bfloat16 (ml_dtypes) by its bits."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return ms.Tensor(np.ascontiguousarray(array).view(np.int16)).view(ms.bfloat16)
+    return ms.Tensor(np.ascontiguousarray(array))
+
+
+def build(model_class, spec, read: Callable[[str], np.ndarray], dtype: str = "fp32", keep_float32=()) -> nn.Cell:
+    """The model of `spec` in inference mode, every entry of its state dict read and cast to `dtype`.
+
+    read: state-dict name -> array; raises KeyError for a constant that the checkpoint leaves out (`spec.optional()`),
+    which then keeps the value its constructor gives it.
+    keep_float32: leaves of names (`wo.weight`) that stay float32 in half precision.
+
+    Raises:
+        OspError: a missing entry, or one of another shape.
+    """
+    with no_init_parameters():
+        model = model_class(spec)
+    optional = spec.optional()
+    for name, parameter in list(model.parameters_dict().items()):
+        kept = dtype == "fp16" and any(name.endswith(leaf) for leaf in keep_float32)
+        target = ms.float32 if kept else DTYPES[dtype]
+        try:
+            array = read(name)
+        except KeyError:
+            if name not in optional:
+                raise OspError(f"{name}: missing from the checkpoint") from None
+            array = (parameter.init_data() if parameter.has_init else parameter).asnumpy()
+        if tuple(array.shape) != tuple(parameter.shape):
+            raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {tuple(parameter.shape)}")
+        _assign(model, name, Parameter(to_tensor(array).astype(target), name=name, requires_grad=parameter.requires_grad))
+    return model.set_train(False)
+
+
+def _assign(model: nn.Cell, name: str, parameter: Parameter) -> None:
+    """Put a parameter of any dtype in place: `set_data` would cast it to the old one's."""
+    owner = model
+    *path, leaf = name.split(".")
+    for part in path:
+        owner = owner._cells[part]
+    owner._params[leaf] = parameter
