@@ -1,0 +1,6 @@
+"""Checkpoints: every reader, writer, name table and fingerprint. Needs neither torch nor MindSpore."""
+
+from osp_shared.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from osp_shared.checkpoints.write import write_safetensors
+
+__all__ = ["Checkpoint", "open_checkpoint", "write_safetensors"]

@@ -1,0 +1,142 @@
+"""All or nothing on disk: work under a temporary name beside the target, then one rename.
+
+`Staging` is a hidden folder beside the target, locked while in use. Killed at any moment, the target is still what it
+was; the next run finds the staging folder and continues or clears it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from osp_shared.errors import OspError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two conversions to one target at once are then not noticed
+    fcntl = None
+
+MARGIN = 16 << 20  # bytes that must stay free on the disk
+
+
+class Staging:
+    """Temporary folder for `target` (a file or a folder) with an exclusive lock."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = Path(os.path.abspath(target))
+        self.folder = self.target.parent / f".{self.target.name}.osp-partial"
+        self._old = self.target.parent / f".{self.target.name}.osp-old"
+        self._lock: int | None = None
+
+    def __enter__(self) -> Staging:
+        try:
+            if self._old.exists() and not self.target.exists():
+                os.rename(self._old, self.target)  # killed between the two renames of _swap: the old state again
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if fcntl is not None:
+                self._lock = os.open(self.folder, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise OspError(f"{self.target}: another process is writing it; wait for that to finish") from None
+        except OSError as e:
+            raise OspError(f"{self.target}: cannot be written ({e.strerror})") from None
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+        # An interrupted run leaves its finished shards to the next one; a failed run leaves nothing.
+        if kind is None or not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def clear(self) -> None:
+        for child in self.folder.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+    def require_space(self, nbytes: int) -> None:
+        """OspError unless the disk takes `nbytes` beside what is already staged."""
+        staged = sum(p.stat().st_size for p in self.folder.iterdir() if p.is_file())
+        need, free = max(nbytes - staged, 0) + MARGIN, shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OspError(f"{self.target}: needs {gib(need)} of disk space, {gib(free)} are free")
+
+    def commit_file(self, staged: Path) -> None:
+        """Put the one staged file in the target's place."""
+        os.replace(staged, self.target)
+        fsync_folder(self.target.parent)
+
+    def commit_folder(self, replaces) -> None:
+        """Put the staging folder in the target's place. Files of an existing target stay, unless `replaces(name)`."""
+        if self.target.exists():
+            _carry_over(self.target, self.folder, replaces)
+        fsync_folder(self.folder)
+        if self.target.exists():
+            self._swap()
+        else:
+            os.rename(self.folder, self.target)
+        fsync_folder(self.target.parent)
+
+    def _swap(self) -> None:
+        try:
+            if _exchange(self.folder, self.target):
+                return  # the old state now has the staging name; __exit__ removes it
+            os.rename(self.target, self._old)
+            os.rename(self.folder, self.target)
+        except OSError as e:
+            raise OspError(f"{self.target}: this folder cannot be replaced ({e.strerror}); choose another") from None
+        shutil.rmtree(self._old, ignore_errors=True)
+
+
+def gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**27 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in a folder durable (a no-op where folders cannot be opened)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _carry_over(old: Path, new: Path, replaces) -> None:
+    """Hard-link (or copy) what the old folder holds beside the files that are replaced."""
+    for child in old.iterdir():
+        twin = new / child.name
+        if twin.exists() or replaces(child.name):
+            continue
+        if child.is_symlink():
+            os.symlink(os.readlink(child), twin)
+        elif child.is_dir():
+            shutil.copytree(child, twin, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(child, twin)
+
+
+def _link_or_copy(source, target) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step (Linux renameat2); False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    if rename(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
