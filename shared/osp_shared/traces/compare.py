@@ -1,0 +1,205 @@
+"""Comparison of traces: every record's error against its measured bound, and where the first fault lies.
+
+Roles: `truth` is the reference in float64, `reference` the same code in the candidate's dtype (the yardstick), and
+`candidate` the port under test. Two runs of each are compared: *free* (the model as it is, errors accumulate) and
+*forced* (every module and kernel is fed with the reference's values and its result replaced by the reference's, so a
+record's error is made by that module's own arithmetic and nothing else).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from osp_shared.errors import OspError
+from osp_shared.traces.align import Alignment, align, require_same_run
+from osp_shared.traces.bounds import Bound, bound, floor, unit_roundoff
+from osp_shared.traces.format import Record, Trace
+from osp_shared.traces.metrics import Distance, distance, ulp_summary, wide
+
+COMPARED = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of the candidate against truth."""
+
+    record: Record
+    error: Distance
+    yardstick: Distance | None
+    ulp: tuple[float, float]  # median and 99th percentile, in the candidate's dtype
+    bound: Bound
+    fraction: float
+    candidate_nonfinite: int
+
+    @property
+    def failed(self) -> bool:
+        return not self.fraction <= 1.0
+
+    @property
+    def title(self) -> str:
+        return self.record.title
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where a fault lies: the smallest part whose own arithmetic (or structure) is wrong."""
+
+    path: str
+    where: str
+    why: str
+
+
+@dataclass
+class Comparison:
+    candidate: Trace
+    reference: Trace
+    truth: Trace
+    rows: list[Row]
+    alignment: Alignment
+    has_truth: bool
+    by_key: dict = field(init=False)
+
+    def __post_init__(self):
+        self.by_key = {row.record.key: row for row in self.rows}
+
+    @property
+    def failing(self) -> list[Row]:
+        return [row for row in self.rows if row.failed]
+
+    @property
+    def passed(self) -> bool:
+        return self.alignment.complete and not self.failing
+
+    @property
+    def worst(self) -> Row | None:
+        return max(self.rows, key=lambda row: row.fraction, default=None)
+
+    @property
+    def nonfinite(self) -> list[Row]:
+        """Rows whose candidate holds NaN or infinite values where truth has none, in execution order."""
+        return [row for row in self.rows if row.error.nonfinite]
+
+    @property
+    def blames(self) -> list[Blame]:
+        """Faults in execution order. In a forced comparison each is a part that is wrong by itself."""
+        found = [(record.order, Blame(_owner(record), _stretch(record), "the candidate never makes this call"))
+                 for record in _first_of_calls(self.alignment.missing)]  # fmt: skip
+        found += [(record.order, Blame(_owner(record), _stretch(record), "the reference makes no such call"))
+                  for record in _first_of_calls(self.alignment.extra)]  # fmt: skip
+        for pair in self.alignment.misshaped:
+            why = f"shape {list(pair.candidate.shape)} instead of {list(pair.reference.shape)}"
+            found.append((pair.reference.order, Blame(_owner(pair.reference), _stretch(pair.reference), why)))
+        for row in self.failing:
+            found.append((row.record.order, Blame(_owner(row.record), _stretch(row.record), _reason(row))))
+        return [blame for _, blame in sorted(found, key=lambda item: item[0])]
+
+
+def _owner(record: Record) -> str:
+    """Whose code made this value: an input is made by the caller, anything else by the module itself."""
+    return record.parent if record.kind == "input" and record.path else record.path
+
+
+def _stretch(record: Record) -> str:
+    name = record.path or "(model)"
+    if record.kind != "input":
+        return f"{name} {record.kind}" + (f", after {record.after}" if record.after else "")
+    start = record.after or "its inputs"
+    return f"{record.parent or '(model)'}, between {start} and {name}"
+
+
+def _reason(row: Row) -> str:
+    if row.error.nonfinite:
+        return f"{row.error.nonfinite} of {row.error.size} values are NaN or infinite"
+    return f"relative error {row.error.rel_l2:.1e}, bound {row.bound.rel_l2:.1e} ({row.fraction:.3g} of the bound)"
+
+
+def _first_of_calls(records: list[Record]) -> list[Record]:
+    seen, first = set(), []
+    for record in records:
+        call = (record.step, record.path, record.call)
+        if call not in seen:
+            seen.add(call)
+            first.append(record)
+    return first
+
+
+def compare(candidate: Trace, reference: Trace, truth: Trace | None = None) -> Comparison:
+    """Compare two traces of one run. OspError when they are of different models, configurations, weights or inputs.
+
+    Without `truth` a wider reference (float64) is truth itself; with neither, the reference's rounding is unknown and
+    bounds come from the arithmetic alone, accumulated along the run.
+    """
+    measured = truth is not None
+    require_same_run(candidate, reference, dtype=measured)
+    if truth is not None:
+        require_same_run(candidate, truth)
+        if unit_roundoff(truth.header.dtype) >= unit_roundoff(candidate.header.dtype):
+            raise OspError(
+                f"{truth.source}: truth in {truth.header.dtype} for a candidate in {candidate.header.dtype}; "
+                f"capture truth with --dtype float64"
+            )
+    alignment = align(candidate, reference)
+    rows, history = [], 0.0
+    magnitudes = _magnitudes(truth or reference)
+    for pair in alignment.pairs:
+        record = pair.candidate
+        if pair.reference.dtype not in COMPARED or record.dtype not in COMPARED:
+            rows.extend(_exact_row(candidate, reference, record, pair.reference))
+            continue
+        local = floor(candidate.header.dtype, record.reduction, magnitudes.get(record.key, 1.0))
+        allowed = local if measured else math.sqrt(2.0 * (local**2 + history))
+        if record.kind == "output" and candidate.header.mode == "free":
+            history += local**2
+        exact = truth if truth is not None else reference
+        rows.append(_row(candidate, reference if measured else None, exact, record, pair.reference, allowed))
+    return Comparison(candidate, reference, truth or reference, rows, alignment, measured)
+
+
+def _row(
+    candidate: Trace, reference: Trace | None, truth: Trace, record: Record, answer: Record, floor_rel: float
+) -> Row:
+    in_truth = truth.by_key.get(record.key)
+    if in_truth is None or in_truth.shape != record.shape:
+        raise OspError(f"{truth.source}: no {record.title} of shape {list(record.shape)}; truth is of another run")
+    value, exact = candidate.value(record), truth.value(in_truth)
+    error = distance(value, exact)
+    yardstick = distance(reference.value(answer), exact) if reference is not None else None
+    good = np.abs(wide(exact)[np.isfinite(wide(exact))])
+    allowed = bound(candidate.header.dtype, error.scale, float(good.max(initial=0.0)), floor_rel, yardstick)
+    spoiled = record.stats["nan"] + record.stats["inf"]
+    steps = ulp_summary(value, exact, record.dtype)
+    return Row(record, error, yardstick, steps, allowed, allowed.fraction(error), spoiled)
+
+
+def _exact_row(candidate: Trace, reference: Trace, record: Record, answer: Record) -> list[Row]:
+    """Integers and booleans must be equal."""
+    a, b = candidate.value(record), reference.value(answer)
+    error = distance(a, b)
+    fraction = 0.0 if np.array_equal(wide(a), wide(b)) else math.inf
+    return [Row(record, error, None, (0.0, 0.0), Bound(0.0, 0.0, "exact"), fraction, 0)]
+
+
+def _magnitudes(truth: Trace) -> dict[tuple, float]:
+    """Per output: largest root mean square among what the module worked on, over its own: the m of the floor.
+
+    A leaf works on its first input (others are masks, tables, times); a composite also on its parts' outputs.
+    """
+    operands: dict[tuple, float] = {}
+    running: dict[tuple[int, str], tuple] = {}  # the call in progress of each module
+    result: dict[tuple, float] = {}
+    for record in truth.records:
+        own = (record.step, record.path, record.call)
+        rms = record.stats["rms"]
+        if record.kind == "input" and record.slot == "0":
+            operands[own] = max(operands.get(own, 0.0), rms)
+            running[(record.step, record.path)] = own
+        elif record.kind == "output":
+            caller = running.get((record.step, record.parent))
+            if caller is not None and record.path != record.parent:
+                operands[caller] = max(operands[caller], rms)
+            if rms > 0:
+                result[record.key] = max(1.0, operands.get(own, 0.0) / rms)
+    return result
