@@ -133,3 +133,22 @@ def upsample_linear(x, axis):
     axes = (axis,) if isinstance(axis, int) else axis
     size = tuple(n * 2 if i in axes else n for i, n in enumerate(x.shape))[2:]
     return F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+
+
+@raised
+def haar(x, filters):
+    """Bands of windows that do not overlap: x (B, C, T, H, W), filters (n, kt, kh, kw) -> (B, n C, T/kt, H/kh, W/kw).
+
+    Band-major: band 0 of all channels, band 1 of all channels, ... What does not fill a window is dropped.
+    """
+    B, C = x.shape[:2]
+    bands = F.conv3d(x.flatten(0, 1).unsqueeze(1), filters.unsqueeze(1), stride=tuple(filters.shape[1:]))
+    return bands.unflatten(0, (B, C)).transpose(1, 2).flatten(1, 2)
+
+
+@raised
+def inverse_haar(x, filters):
+    """Transpose of `haar`: x (B, n C, T, H, W) -> (B, C, kt T, kh H, kw W), the sum over the n bands."""
+    B, n = x.shape[0], filters.shape[0]
+    bands = x.unflatten(1, (n, -1)).transpose(1, 2).flatten(0, 1)
+    return F.conv_transpose3d(bands, filters.unsqueeze(1), stride=tuple(filters.shape[1:])).unflatten(0, (B, -1)).squeeze(2)

@@ -6,6 +6,7 @@ S x K exists unless the hardware operator itself asks for it.
 
 import mindspore as ms
 from mindspore import ops
+from mindspore.ops.operations import nn_ops
 
 from osp_mindspore.kernels.precision import raised
 
@@ -39,32 +40,44 @@ def attention_cpu(q_BNSD, k_BNKD, v_BNKD, scale, key_bias_B11K=None, bias_1NSK=N
     return out.reshape(B, N, S, D)
 
 
-FLASH_HEAD_LIMIT = 512  # FlashAttentionScore: head width up to 512, a multiple of 16
-_MASKED = -1000.0  # key biases below this mean "not visible" (released masks use -9980 and -10000)
+FLASH_HEAD_WIDTH = 16, 512  # FlashAttentionScore takes head widths that are multiples of 16, up to 512
+_HIDDEN = 10.0  # a key whose bias is this far below the row's largest has no weight left (e^-10 per key at most)
 
 
 def attention_ascend(q_BNSD, k_BNKD, v_BNKD, scale, key_bias_B11K=None, bias_1NSK=None):
     """FlashAttentionScore, layout BNSD, half types; a float32 call is computed in bfloat16 and returned as float32.
 
-    The operator's mask is uint8 with 1 = hidden and must have a row for every query; it is built only when a key is
-    hidden. Pair biases (T5) have no fused form: they take the plain one.
+    The operator's mask is uint8 with 1 = hidden and needs a row for every query; it is built only when a bias is given.
+    A key is hidden when its bias lies far below the largest of its row: so -9980 wins over -10000, and a row whose keys
+    all carry the same bias attends to all of them, as the additive form does. Pair biases (T5) and heads wider than the
+    operator allows take the plain form.
 
     Raises:
-        ValueError: operands whose shapes do not fit together (the operator itself checks neither key nor value length).
+        ValueError: operands whose shapes do not fit together (the operator itself does not check key and value length).
     """
     B, N, S, D = q_BNSD.shape
     K = k_BNKD.shape[2]
     if k_BNKD.shape != (B, N, K, D) or v_BNKD.shape != (B, N, K, D):
         raise ValueError(f"attention: q {q_BNSD.shape}, k {k_BNKD.shape}, v {v_BNKD.shape} do not fit together")
-    if bias_1NSK is not None:
+    multiple, widest = FLASH_HEAD_WIDTH
+    if bias_1NSK is not None or D > widest:
         return attention_cpu(q_BNSD, k_BNKD, v_BNKD, scale, key_bias_B11K, bias_1NSK)
     mask = None
     if key_bias_B11K is not None:
         if key_bias_B11K.shape != (B, 1, 1, K):
             raise ValueError(f"attention: key bias {key_bias_B11K.shape}, expected {(B, 1, 1, K)}")
-        mask = (key_bias_B11K < _MASKED).astype(ms.uint8).broadcast_to((B, 1, S, K))
+        below = key_bias_B11K.max(axis=-1, keepdims=True) - key_bias_B11K
+        mask = (below > _HIDDEN).astype(ms.uint8).broadcast_to((B, 1, S, K))
     dtype = q_BNSD.dtype
-    half = ms.bfloat16 if dtype == ms.float32 else dtype
-    q, k, v = (t.astype(half) for t in (q_BNSD, k_BNKD, v_BNKD))
-    fused = ops.operations.nn_ops.FlashAttentionScore(head_num=N, scale_value=scale, input_layout="BNSD")
-    return fused(q, k, v, None, None, None, mask, None)[3].astype(dtype)
+    q, k, v = (_fused_operand(t, dtype, -D % multiple) for t in (q_BNSD, k_BNKD, v_BNKD))
+    fused = nn_ops.FlashAttentionScore(head_num=N, scale_value=scale, input_layout="BNSD")
+    out = fused(q, k, v, None, None, None, mask, None)[3]
+    return (out if D % multiple == 0 else out[..., :D]).astype(dtype)
+
+
+def _fused_operand(x_BNSD, dtype, padding):
+    """Half type, head width padded with zeros (which add nothing to a dot product)."""
+    x = x_BNSD.astype(ms.bfloat16) if dtype == ms.float32 else x_BNSD
+    if padding == 0:
+        return x
+    return ops.cat((x, ops.zeros(x.shape[:3] + (padding,), x.dtype)), -1)
