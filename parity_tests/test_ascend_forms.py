@@ -8,13 +8,13 @@ changes numbers here.
 
 import importlib
 
-import numpy as np
-import osp_mindspore  # noqa: F401  sets MindSpore up
-import pytest
-from osp_shared import fill
-
 import mindspore as ms
+import numpy as np
+import pytest
 from mindspore import nn
+
+import osp_mindspore  # noqa: F401  sets MindSpore up
+from osp_shared import fill
 
 FORMS = {name: importlib.import_module(f"osp_mindspore.kernels.{name}") for name in
          ("activation", "attention", "conv", "linear", "norm", "resize")}

@@ -7,13 +7,15 @@ import time
 
 import numpy as np
 import pytest
+
 from osp_shared.errors import OspError
 
 
 @pytest.fixture(scope="module")
 def ms():
-    import osp_mindspore  # noqa: F401  sets MindSpore up
     import mindspore
+
+    import osp_mindspore  # noqa: F401  sets MindSpore up
 
     return mindspore
 
@@ -77,6 +79,7 @@ def test_assignment_works_where_in_place_does_not(ms):
 def test_precision_left_behind_by_an_exception_is_cleaned(ms):
     """A cell in half precision that raises: without the guard, the next float32 product is computed in float16."""
     from mindspore import nn, ops
+
     from osp_mindspore import runtime
 
     class Breaks(nn.Cell):

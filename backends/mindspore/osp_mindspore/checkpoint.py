@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from mindspore import Parameter, nn
 from mindspore.nn.utils import no_init_parameters
+
 from osp_shared.errors import OspError
 
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
@@ -21,11 +22,11 @@ def to_tensor(array: np.ndarray) -> ms.Tensor:
     return ms.Tensor(np.ascontiguousarray(array))
 
 
-def build(model_class, spec, read: Callable[[str], np.ndarray], dtype: str = "fp32", keep_float32=()) -> nn.Cell:
+def build(model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32=()) -> nn.Cell:
     """The model of `spec` in inference mode, every entry of its state dict read and cast to `dtype`.
 
-    read: state-dict name -> array; raises KeyError for a constant that the checkpoint leaves out (`spec.optional()`),
-    which then keeps the value its constructor gives it.
+    read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then
+    keeps the value its constructor gives it.
     keep_float32: leaves of names (`wo.weight`) that stay float32 in half precision.
 
     Raises:
@@ -37,11 +38,10 @@ def build(model_class, spec, read: Callable[[str], np.ndarray], dtype: str = "fp
     for name, parameter in list(model.parameters_dict().items()):
         kept = dtype == "fp16" and any(name.endswith(leaf) for leaf in keep_float32)
         target = ms.float32 if kept else DTYPES[dtype]
-        try:
-            array = read(name)
-        except KeyError:
+        array = read(name)
+        if array is None:
             if name not in optional:
-                raise OspError(f"{name}: missing from the checkpoint") from None
+                raise OspError(f"{name}: missing from the checkpoint")
             array = (parameter.init_data() if parameter.has_init else parameter).asnumpy()
         if tuple(array.shape) != tuple(parameter.shape):
             raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {tuple(parameter.shape)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 import torch
+
 from osp_shared.errors import OspError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -19,11 +20,11 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def build(model_class, spec, read: Callable[[str], np.ndarray], dtype: str = "fp32", keep_float32=()) -> torch.nn.Module:
+def build(model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32=()) -> torch.nn.Module:
     """The model of `spec` in eval mode, every entry of its state dict read and cast to `dtype`.
 
-    read: state-dict name -> array; raises KeyError for a constant that the checkpoint leaves out (`spec.optional()`),
-    which then keeps the value its constructor gives it.
+    read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then
+    keeps the value its constructor gives it.
     keep_float32: leaves of names (`wo.weight`) that stay float32 in half precision.
 
     Raises:
@@ -34,11 +35,10 @@ def build(model_class, spec, read: Callable[[str], np.ndarray], dtype: str = "fp
         model = model_class(spec)
     optional, constants = spec.optional(), None
     for name, shape in shapes.items():
-        try:
-            array = read(name)
-        except KeyError:
+        array = read(name)
+        if array is None:
             if name not in optional:
-                raise OspError(f"{name}: missing from the checkpoint") from None
+                raise OspError(f"{name}: missing from the checkpoint")
             constants = constants or model_class(spec).state_dict()
             array = constants[name].numpy()
         if tuple(array.shape) != shape:

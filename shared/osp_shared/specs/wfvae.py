@@ -203,8 +203,8 @@ class WFVAESpec:
 
     def legacy_names(self) -> dict[str, str]:
         """Early spelling (`tranform`, sic) -> today's name; a checkpoint may hold these instead."""
-        levels = [name for name, (_, kind) in self._entries.items() if kind != "param" and ("_l1." in name or "_l2." in name)]
-        return {name.replace("wavelet_transform", "wavelet_tranform"): name for name in levels}
+        inner = [name for name in self.constants() if "_l1." in name or "_l2." in name]
+        return {name.replace("wavelet_transform", "wavelet_tranform"): name for name in inner}
 
     @property
     def parameter_count(self) -> int:

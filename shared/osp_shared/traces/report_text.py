@@ -91,13 +91,14 @@ def comparison_summary(comparison: Comparison) -> str:
         if records:
             names = ", ".join(r.title for r in records[:4]) + (" ..." if len(records) > 4 else "")
             lines.append(f"{len(records)} records {what}: {names}")
-    lines += [f"NaN or infinite: {row.title}: {row.error.nonfinite} of {row.error.size}" for row in comparison.nonfinite]
+    for row in comparison.nonfinite:
+        lines.append(f"NaN or infinite: {row.title}: {row.error.nonfinite} of {row.error.size}")
     blames = comparison.blames
     worst = comparison.worst
     if blames:
         lines.append(f"FAIL first: {blames[0].where}: {blames[0].why}")
     elif worst is not None:
-        lines.append(f"ok: {len(comparison.rows)} records, worst {number(worst.fraction)} of its bound at {worst.title}")
+        lines.append(f"ok: {len(comparison.rows)} records, worst at {number(worst.fraction)} of its bound: {worst.title}")
     return "\n".join(lines)
 
 

@@ -9,7 +9,9 @@ result is rounded back once. That is what an Ascend does in its half types (floa
 rehearse an Ascend run.
 """
 
-from osp_mindspore.kernels import activation, attention as _attention, conv, linear as _linear, norm, resize
+from osp_mindspore.kernels import activation, conv, norm, resize
+from osp_mindspore.kernels import attention as _attention
+from osp_mindspore.kernels import linear as _linear
 from osp_mindspore.runtime import on_ascend
 
 

@@ -4,7 +4,7 @@ conv2d: x (B, C, H, W), weight (O, C, kh, kw), padding (top, bottom, left, right
 conv3d: x (B, C, T, H, W), weight (O, C, kt, kh, kw), padding (t, h, w), the same on both sides of an axis.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import mindspore as ms
 from mindspore import mint, ops
@@ -12,12 +12,12 @@ from mindspore import mint, ops
 from osp_mindspore.kernels.precision import raised
 
 
-@lru_cache(maxsize=None)
+@cache
 def _conv2d(out_channels, kernel, stride, padding):
     return ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _conv3d(out_channels, kernel, stride, padding):
     t, h, w = padding
     return ops.Conv3D(out_channels, kernel, pad_mode="pad", pad=(t, t, h, h, w, w), stride=stride)

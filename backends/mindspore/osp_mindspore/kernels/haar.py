@@ -8,7 +8,7 @@ channel folding, a tenth of the time of moving windows into channels. Ascend: wi
 matrix product, because its convolutions take half types only and the bands must keep float32.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -16,7 +16,7 @@ from mindspore import Tensor, ops
 from osp_mindspore.kernels.precision import raised
 
 
-@lru_cache(maxsize=None)
+@cache
 def _operator(transposed, out_channels, channels, window):
     if transposed:
         return ops.Conv3DTranspose(out_channels, channels, window, pad_mode="pad", pad=0, stride=window)

@@ -1,6 +1,6 @@
 """Normalisations; statistics in float32 on every device. weight and bias may both be None (no affine part)."""
 
-from functools import lru_cache
+from functools import cache
 
 import mindspore as ms
 from mindspore import mint, ops
@@ -8,7 +8,7 @@ from mindspore import mint, ops
 from osp_mindspore.kernels.precision import HALF, raised
 
 
-@lru_cache(maxsize=None)
+@cache
 def _layer_norm(eps):
     return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
