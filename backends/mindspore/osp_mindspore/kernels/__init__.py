@@ -27,9 +27,10 @@ layer_norm, channel_layer_norm, group_norm, rms_norm = _forms(
     norm, "layer_norm", "channel_layer_norm", "group_norm", "rms_norm"
 )
 gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "gelu_tanh", "gelu_erf", "silu", "softmax")
+haar, inverse_haar = _forms(_haar, "haar", "inverse_haar")
 upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsample_linear")
 
 __all__ = [
     "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "gelu_erf", "gelu_tanh", "group_norm",
-    "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear", "upsample_nearest2d",
+    "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear", "upsample_nearest2d",
 ]
