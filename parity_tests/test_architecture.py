@@ -79,7 +79,7 @@ def outline(path: Path) -> list:
                 for statement in ast.walk(item)
                 if isinstance(statement, (ast.Assign, ast.AnnAssign))
                 for target in ast.walk(statement.targets[0] if isinstance(statement, ast.Assign) else statement.target)
-                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+                if isinstance(target, ast.Attribute) and getattr(target.value, "id", None) == "self"
             ]
             found.append((node.name, list(dict.fromkeys(attributes))))
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):

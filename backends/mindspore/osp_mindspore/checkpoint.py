@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import mindspore as ms
 import ml_dtypes
 import numpy as np
-from mindspore import Parameter, nn
-from mindspore.nn.utils import no_init_parameters
 
 from osp_shared.errors import OspError
+
+import mindspore as ms
+from mindspore import Parameter, nn
+from mindspore.nn.utils import no_init_parameters
 
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
@@ -22,7 +23,9 @@ def to_tensor(array: np.ndarray) -> ms.Tensor:
     return ms.Tensor(np.ascontiguousarray(array))
 
 
-def build(model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32=()) -> nn.Cell:
+def build(
+    model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32: tuple[str, ...] = ()
+) -> nn.Cell:
     """The model of `spec` in inference mode, every entry of its state dict read and cast to `dtype`.
 
     read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then
@@ -43,9 +46,10 @@ def build(model_class, spec, read: Callable[[str], np.ndarray | None], dtype: st
             if name not in optional:
                 raise OspError(f"{name}: missing from the checkpoint")
             array = (parameter.init_data() if parameter.has_init else parameter).asnumpy()
-        if tuple(array.shape) != tuple(parameter.shape):
-            raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {tuple(parameter.shape)}")
-        _assign(model, name, Parameter(to_tensor(array).astype(target), name=name, requires_grad=parameter.requires_grad))
+        shape, trained = tuple(parameter.shape), parameter.requires_grad
+        if tuple(array.shape) != shape:
+            raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {shape}")
+        _assign(model, name, Parameter(to_tensor(array).astype(target), name=name, requires_grad=trained))
     return model.set_train(False)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
+from osp_mindspore import kernels
+
 from mindspore import Parameter, nn
 from mindspore.common.initializer import Normal, Uniform, initializer
-
-from osp_mindspore import kernels
 
 
 def _uniform(shape, fan_in, name):

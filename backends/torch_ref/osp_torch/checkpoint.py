@@ -20,7 +20,9 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def build(model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32=()) -> torch.nn.Module:
+def build(
+    model_class, spec, read: Callable[[str], np.ndarray | None], dtype: str = "fp32", keep_float32: tuple[str, ...] = ()
+) -> torch.nn.Module:
     """The model of `spec` in eval mode, every entry of its state dict read and cast to `dtype`.
 
     read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then

@@ -98,7 +98,8 @@ def comparison_summary(comparison: Comparison) -> str:
     if blames:
         lines.append(f"FAIL first: {blames[0].where}: {blames[0].why}")
     elif worst is not None:
-        lines.append(f"ok: {len(comparison.rows)} records, worst at {number(worst.fraction)} of its bound: {worst.title}")
+        peak = f"worst at {number(worst.fraction)} of its bound: {worst.title}"
+        lines.append(f"ok: {len(comparison.rows)} records, {peak}")
     return "\n".join(lines)
 
 

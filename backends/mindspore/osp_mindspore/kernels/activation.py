@@ -1,9 +1,9 @@
 """Point-wise functions and softmax."""
 
+from osp_mindspore.kernels.precision import raised
+
 import mindspore as ms
 from mindspore import mint, ops
-
-from osp_mindspore.kernels.precision import raised
 
 _TWICE_SQRT_2_OVER_PI = 1.5957691216057308  # 2 * sqrt(2 / pi)
 

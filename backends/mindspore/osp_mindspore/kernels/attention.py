@@ -4,11 +4,11 @@ B batch, N heads, S queries, K keys, D head width. Masks are per key (one row fo
 S x K exists unless the hardware operator itself asks for it.
 """
 
+from osp_mindspore.kernels.precision import raised
+
 import mindspore as ms
 from mindspore import ops
 from mindspore.ops.operations import nn_ops
-
-from osp_mindspore.kernels.precision import raised
 
 _LOGITS = 1 << 24  # logits held at once on CPU: 64 MiB in float32
 

@@ -6,10 +6,10 @@ conv3d: x (B, C, T, H, W), weight (O, C, kt, kh, kw), padding (t, h, w), the sam
 
 from functools import cache
 
+from osp_mindspore.kernels.precision import raised
+
 import mindspore as ms
 from mindspore import mint, ops
-
-from osp_mindspore.kernels.precision import raised
 
 
 @cache

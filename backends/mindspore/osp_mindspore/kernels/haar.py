@@ -11,9 +11,10 @@ matrix product, because its convolutions take half types only and the bands must
 from functools import cache
 
 import numpy as np
-from mindspore import Tensor, ops
 
 from osp_mindspore.kernels.precision import raised
+
+from mindspore import Tensor, ops
 
 
 @cache

@@ -1,9 +1,9 @@
 """Matrix products: x (..., I), weight (O, I), bias (O,) or None."""
 
+from osp_mindspore.kernels.precision import raised
+
 import mindspore as ms
 from mindspore import mint, ops
-
-from osp_mindspore.kernels.precision import raised
 
 
 @raised

@@ -2,10 +2,10 @@
 
 from functools import cache
 
+from osp_mindspore.kernels.precision import HALF, raised
+
 import mindspore as ms
 from mindspore import mint, ops
-
-from osp_mindspore.kernels.precision import HALF, raised
 
 
 @cache

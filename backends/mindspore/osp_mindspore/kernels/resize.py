@@ -1,8 +1,8 @@
 """Doubling of axes. Half-pixel centres, edges clamped (align_corners false)."""
 
-from mindspore import mint, ops
-
 from osp_mindspore.kernels.precision import raised
+
+from mindspore import mint, ops
 
 
 @raised
