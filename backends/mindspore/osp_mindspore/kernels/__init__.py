@@ -11,6 +11,7 @@ rehearse an Ascend run.
 
 from osp_mindspore.kernels import activation, conv, norm, resize
 from osp_mindspore.kernels import attention as _attention
+from osp_mindspore.kernels import haar as _haar
 from osp_mindspore.kernels import linear as _linear
 from osp_mindspore.runtime import on_ascend
 
