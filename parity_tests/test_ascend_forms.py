@@ -54,6 +54,8 @@ HALF = {  # form -> (output shape, tensors, constants)
     "conv.conv3d": ((1, 6, 3, 8, 8), (zeros(1, 4, 7, 8, 8), zeros(6, 4, 3, 3, 3), zeros(6)), ((2, 1, 1), (0, 1, 1))),
     "linear.linear": ((3, 4, 6), (zeros(3, 4, 8), zeros(6, 8), zeros(6)), ()),
     "linear.embedding": ((2, 3, 8), (zeros(10, 8), ids(2, 3)), ()),
+    "haar.haar": ((1, 12, 3, 2, 3), (zeros(1, 3, 3, 5, 6), zeros(4, 1, 2, 2)), ()),
+    "haar.inverse_haar": ((1, 3, 4, 4, 6), (zeros(1, 24, 2, 2, 3), zeros(8, 2, 2, 2)), ()),
     "norm.layer_norm": ((2, 3, 8), (zeros(2, 3, 8), zeros(8), zeros(8)), ()),
     "norm.channel_layer_norm": ((2, 8, 3, 4, 5), (zeros(2, 8, 3, 4, 5), zeros(8), zeros(8)), ()),
     "norm.rms_norm": ((2, 3, 8), (zeros(2, 3, 8), zeros(8)), ()),
@@ -89,6 +91,20 @@ def test_group_norm_shape_inference(monkeypatch):
 def test_all_kernels_are_covered():
     forms = {f"{m}.{n[:-7]}" for m, module in FORMS.items() for n in vars(module) if n.endswith("_ascend")}
     assert forms == set(HALF) | {"norm.group_norm"}
+
+
+@pytest.mark.parametrize("window", [(1, 2, 2), (2, 2, 2)])
+def test_haar_forms_agree(window):
+    """A matrix product of moved windows on Ascend, a strided convolution on CPU: the same sums of 4 or 8 products."""
+    filters = ms.Tensor(fill.input_tensor("filters", (int(np.prod(window)), *window)))
+    x = ms.Tensor(fill.input_tensor("video", (2, 3, 5, 6, 7)))
+    bands = FORMS["haar"].haar_cpu(x, filters)
+    pairs = [(FORMS["haar"].haar_ascend(x, filters), bands)]
+    pairs += [(FORMS["haar"].inverse_haar_ascend(bands, filters), FORMS["haar"].inverse_haar_cpu(bands, filters))]
+    for ascend, cpu in pairs:
+        assert ascend.shape == cpu.shape
+        bound = 8 * 2.0**-24 * np.abs(cpu.asnumpy()).max() * 8  # eight products, each below the largest sum
+        assert np.abs(ascend.asnumpy() - cpu.asnumpy()).max() <= bound
 
 
 def test_inference_rejects_wrong_shapes(monkeypatch):
