@@ -18,7 +18,7 @@ import mindspore as ms
 from mindspore import nn
 
 FORMS = {name: importlib.import_module(f"osp_mindspore.kernels.{name}") for name in
-         ("activation", "attention", "conv", "linear", "norm", "resize")}
+         ("activation", "attention", "conv", "haar", "linear", "norm", "resize")}
 
 
 def zeros(*shape, dtype=ms.float16):
