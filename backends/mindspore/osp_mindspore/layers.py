@@ -55,7 +55,7 @@ class Conv2d(nn.Cell):
 
 
 class Conv3d(nn.Cell):
-    """(B, C, T, H, W); kernel, stride and padding one number or (t, h, w); padding on both sides of an axis."""
+    """(B, C, T, H, W); kernel, stride and padding one number or (t, h, w), padding also before and after each."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, bias=True):
         super().__init__()

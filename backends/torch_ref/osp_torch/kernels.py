@@ -72,7 +72,10 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0)):
 
 @raised
 def conv3d(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
-    """x (B, C, T, H, W), weight (O, C, kt, kh, kw), zero padding (t, h, w) on both sides of an axis."""
+    """x (B, C, T, H, W), weight (O, C, kt, kh, kw), zero padding (t, h, w), or before and after each of the axes."""
+    if len(padding) == 6:
+        front, back, top, bottom, left, right = padding
+        x, padding = F.pad(x, (left, right, top, bottom, front, back)), 0
     return F.conv3d(x, weight, bias, stride, padding)
 
 
@@ -149,6 +152,6 @@ def haar(x, filters):
 @raised
 def inverse_haar(x, filters):
     """Transpose of `haar`: x (B, n C, T, H, W) -> (B, C, kt T, kh H, kw W), the sum over the n bands."""
-    B, n = x.shape[0], filters.shape[0]
-    bands = x.unflatten(1, (n, -1)).transpose(1, 2).flatten(0, 1)
-    return F.conv_transpose3d(bands, filters.unsqueeze(1), stride=tuple(filters.shape[1:])).unflatten(0, (B, -1)).squeeze(2)
+    bands = x.unflatten(1, (filters.shape[0], -1)).transpose(1, 2).flatten(0, 1)
+    video = F.conv_transpose3d(bands, filters.unsqueeze(1), stride=tuple(filters.shape[1:]))
+    return video.unflatten(0, (x.shape[0], -1)).squeeze(2)

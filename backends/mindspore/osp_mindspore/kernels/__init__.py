@@ -33,5 +33,6 @@ upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsa
 
 __all__ = [
     "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "gelu_erf", "gelu_tanh", "group_norm",
-    "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear", "upsample_nearest2d",
+    "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear",
+    "upsample_nearest2d",
 ]

@@ -1,7 +1,8 @@
 """Convolutions. Zero padding is given inside the operator: 27 times cheaper than padding first.
 
 conv2d: x (B, C, H, W), weight (O, C, kh, kw), padding (top, bottom, left, right).
-conv3d: x (B, C, T, H, W), weight (O, C, kt, kh, kw), padding (t, h, w), the same on both sides of an axis.
+conv3d: x (B, C, T, H, W), weight (O, C, kt, kh, kw), padding (t, h, w), the same on both sides of an axis, or
+(front, back, top, bottom, left, right).
 """
 
 from functools import cache
@@ -19,8 +20,8 @@ def _conv2d(out_channels, kernel, stride, padding):
 
 @cache
 def _conv3d(out_channels, kernel, stride, padding):
-    t, h, w = padding
-    return ops.Conv3D(out_channels, kernel, pad_mode="pad", pad=(t, t, h, h, w, w), stride=stride)
+    pad = padding if len(padding) == 6 else tuple(n for n in padding for _ in range(2))
+    return ops.Conv3D(out_channels, kernel, pad_mode="pad", pad=pad, stride=stride)
 
 
 def _add_bias(y, bias):
@@ -51,6 +52,9 @@ def conv3d_cpu(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
 
 def conv3d_ascend(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
     """Ascend's Conv3D takes half types only: float32 goes through bfloat16 and returns as float32."""
+    if len(padding) == 6:  # the fused operator pads both sides alike
+        front, back, top, bottom, left, right = padding
+        x, padding = mint.nn.functional.pad(x, (left, right, top, bottom, front, back)), (0, 0, 0)
     if x.dtype == ms.float32:
         half = [a if a is None else a.astype(ms.bfloat16) for a in (x, weight, bias)]
         return mint.nn.functional.conv3d(*half, stride=stride, padding=padding).astype(ms.float32)
