@@ -8,10 +8,11 @@ fails where the reference happens to be exact or where a few values decide; ther
 
 u_store: unit round-off of the stored dtype, the last rounding. u_sum: unit round-off of the accumulator, float32 for
 the half types. K: length of the longest sum behind a value; its rounding errors are independent, so they grow as a
-square root (Higham and Mary 2019), and no kernel in use sums in fewer than LANES independent lanes. m: magnitude of the
-operands over that of the result where it exceeds one: cancellation carries the operands' errors over undiminished.
+square root (Higham and Mary 2019), and no kernel in use sums in fewer than LANES independent lanes. m: for the own code
+of a composite, the magnitude of its parts' results over that of its own where it exceeds one: where they cancel, their
+roundings stay. A layer's own cancellation shows in the yardstick.
 
-    bound = RATIO * max(yardstick, floor)
+    bound = max(RATIO * yardstick, floor)
 
 The maximum error has a bound of the same form: the reference's own maximum error, and floor times the largest entry.
 """
@@ -70,7 +71,7 @@ def bound(dtype: str, truth_scale: float, truth_max: float, floor_rel: float, ya
     """Bound of one tensor. `truth_scale`: its root mean square; `truth_max`: its largest magnitude."""
     measured = yardstick.rel_l2 if yardstick is not None else 0.0
     measured_max = yardstick.max_abs if yardstick is not None else 0.0
-    source = "yardstick" if measured > floor_rel else "floor"
+    source = "yardstick" if RATIO * measured > floor_rel else "floor"
     # A relative error of a zero tensor is absolute: then the smallest normal float32 is the only scale there is.
-    rel = RATIO * max(measured, floor_rel if truth_scale > 0 else 2.0**-126)
-    return Bound(rel, RATIO * max(measured_max, floor_rel * truth_max, 2.0**-126), source)
+    rel = max(RATIO * measured, floor_rel if truth_scale > 0 else 2.0**-126)
+    return Bound(rel, max(RATIO * measured_max, floor_rel * truth_max, 2.0**-126), source)

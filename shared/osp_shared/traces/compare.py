@@ -183,11 +183,9 @@ def _exact_row(candidate: Trace, reference: Trace, record: Record, answer: Recor
 
 
 def _magnitudes(truth: Trace) -> dict[tuple, float]:
-    """Per output: largest root mean square among what the module worked on, over its own: the m of the floor.
-
-    A leaf works on its first input (others are masks, tables, times); a composite also on its parts' outputs.
-    """
+    """Per output of a composite: largest root mean square of its first input and its parts' outputs, over its own."""
     operands: dict[tuple, float] = {}
+    composites: set[tuple] = set()
     running: dict[tuple[int, str], tuple] = {}  # the call in progress of each module
     result: dict[tuple, float] = {}
     for record in truth.records:
@@ -200,6 +198,7 @@ def _magnitudes(truth: Trace) -> dict[tuple, float]:
             caller = running.get((record.step, record.parent))
             if caller is not None and record.path != record.parent:
                 operands[caller] = max(operands[caller], rms)
-            if rms > 0:
+                composites.add(caller)
+            if rms > 0 and own in composites:
                 result[record.key] = max(1.0, operands.get(own, 0.0) / rms)
     return result
