@@ -112,8 +112,8 @@ class UpstreamCache:
 
 def look_ahead_offsets(decoder) -> dict:
     """Causal layer -> frames of look-ahead at its depth: one before the level-2 upsampler, two from it on."""
-    before = [decoder.conv_in, decoder.mid, decoder.connect_l2, *decoder.up2[:-2]]
-    behind = [*decoder.up2[-2:], decoder.up1, decoder.connect_l1, decoder.layer]
+    before = [decoder.conv_in, decoder.mid, decoder.connect_l2, *list(decoder.up2)[:-2]]
+    behind = [*list(decoder.up2)[-2:], decoder.up1, decoder.connect_l1, decoder.layer]
     return {
         layer: offset
         for offset, parts in ((1, before), (2, behind))
