@@ -114,6 +114,11 @@ def gelu_erf(x):
 
 
 @raised
+def exp(x):
+    return x.exp()
+
+
+@raised
 def silu(x):
     return F.silu(x)
 

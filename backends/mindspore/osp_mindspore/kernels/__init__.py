@@ -27,12 +27,12 @@ conv2d, conv3d = _forms(conv, "conv2d", "conv3d")
 layer_norm, channel_layer_norm, group_norm, rms_norm = _forms(
     norm, "layer_norm", "channel_layer_norm", "group_norm", "rms_norm"
 )
-gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "gelu_tanh", "gelu_erf", "silu", "softmax")
+exp, gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "exp", "gelu_tanh", "gelu_erf", "silu", "softmax")
 haar, inverse_haar = _forms(_haar, "haar", "inverse_haar")
 upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsample_linear")
 
 __all__ = [
-    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "gelu_erf", "gelu_tanh", "group_norm",
-    "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear",
+    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "exp", "gelu_erf", "gelu_tanh",
+    "group_norm", "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear",
     "upsample_nearest2d",
 ]

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from osp_mindspore import kernels
+from osp_mindspore.kernels.precision import HALF
 from osp_mindspore.wfvae import modules, tiling
 from osp_mindspore.wfvae.modules import (
     AttnBlock3DFix,
@@ -24,7 +25,7 @@ from osp_mindspore.wfvae.modules import (
 from osp_shared.geometry.chunks import Tiling
 from osp_shared.specs.wfvae import WFVAESpec
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, float32, nn, ops
 
 
 def add_low_band(coefficients_BCTHW, low_B3THW):
@@ -122,20 +123,25 @@ class Decoder(nn.Cell):
 
 
 class Posterior:
-    """Diagonal Gaussian of moments (B, 2 z, T, H, W): mean, then log-variance, clamped to [-30, 20] for every use."""
+    """Diagonal Gaussian of moments (B, 2 z, T, H, W): mean, then log-variance, clamped to [-30, 20] for every use.
+
+    Held in float32 for half types; `mode` and `sample` round back to the moments' dtype.
+    """
 
     def __init__(self, moments_BCTHW):
+        self.dtype = moments_BCTHW.dtype
+        moments_BCTHW = moments_BCTHW.astype(float32) if self.dtype in HALF else moments_BCTHW
         self.mean, logvar = ops.chunk(moments_BCTHW, 2, 1)
         self.logvar = logvar.clamp(-30.0, 20.0)
-        self.std = ops.exp(0.5 * self.logvar)
-        self.var = ops.exp(self.logvar)
+        self.std = kernels.exp(0.5 * self.logvar)
+        self.var = kernels.exp(self.logvar)
 
     def mode(self):
-        return self.mean
+        return self.mean.astype(self.dtype)
 
     def sample(self, noise):
         """noise: standard normal, shaped like the mean."""
-        return self.mean + self.std * noise
+        return (self.mean + self.std * noise).astype(self.dtype)
 
     def kl(self, other: Posterior | None = None):
         """KL divergence to `other`, or to the standard normal, summed over (C, T, H) alone: (B, W)."""

@@ -122,20 +122,25 @@ class Decoder(nn.Module):
 
 
 class Posterior:
-    """Diagonal Gaussian of moments (B, 2 z, T, H, W): mean, then log-variance, clamped to [-30, 20] for every use."""
+    """Diagonal Gaussian of moments (B, 2 z, T, H, W): mean, then log-variance, clamped to [-30, 20] for every use.
+
+    Held in float32 for half types; `mode` and `sample` round back to the moments' dtype.
+    """
 
     def __init__(self, moments_BCTHW):
+        self.dtype = moments_BCTHW.dtype
+        moments_BCTHW = moments_BCTHW.float() if self.dtype in kernels.HALF else moments_BCTHW
         self.mean, logvar = moments_BCTHW.chunk(2, 1)
         self.logvar = logvar.clamp(-30.0, 20.0)
-        self.std = torch.exp(0.5 * self.logvar)
-        self.var = torch.exp(self.logvar)
+        self.std = kernels.exp(0.5 * self.logvar)
+        self.var = kernels.exp(self.logvar)
 
     def mode(self):
-        return self.mean
+        return self.mean.to(self.dtype)
 
     def sample(self, noise):
         """noise: standard normal, shaped like the mean."""
-        return self.mean + self.std * noise
+        return (self.mean + self.std * noise).to(self.dtype)
 
     def kl(self, other: Posterior | None = None):
         """KL divergence to `other`, or to the standard normal, summed over (C, T, H) alone: (B, W)."""
