@@ -1,31 +1,43 @@
-"""`open_checkpoint`: one object for whatever was downloaded, with canonical names and streaming reads."""
+"""`open_checkpoint`: one object for whatever was downloaded, with canonical names and streaming, checked reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from osp_shared.checkpoints.extent import CHUNK, Extent, Files, RawCheckpoint, merge
-from osp_shared.checkpoints.locate import Location, locate
-from osp_shared.checkpoints.readers import safetensors
+from osp_shared.checkpoints import fingerprint, kinds, names
+from osp_shared.checkpoints.extent import CHUNK, Extent, Files, RawCheckpoint
+from osp_shared.checkpoints.locate import locate
+from osp_shared.checkpoints.raw import read_config, read_raw
 from osp_shared.errors import OspError
+from osp_shared.specs.auxiliary import VGG_SLICES
 
 
 class Checkpoint:
-    """The tensors of one model, by name, read one at a time.
+    """The tensors of one model under their canonical names, read one at a time.
 
-    `shapes`, `dtypes` (codes such as "F32", "BF16"), `metadata`: what the files say. `notes`: lines worth telling
-    the user, such as which of several weight sets was taken.
+    path: as it was given. kind: "wfvae", "dit", "inpaint", "t5", "llama", "discriminator", "lpips" or None.
+    format: "safetensors", "torch zip", "torch legacy" or "MindSpore ckpt".
+    shapes, dtypes: by name; dtypes are codes such as "F32" and "BF16". config: the config.json beside the weights.
+    notes: lines worth telling the user, such as which of several weight sets was taken.
+    digests: fingerprints that a conversion recorded; every read of such a tensor is compared with its own.
     """
 
-    def __init__(self, path: Path, raw: RawCheckpoint) -> None:
-        self.path, self.format = path, raw.format
-        self.extents: dict[str, Extent] = raw.extents
-        self.metadata, self.notes = raw.metadata, raw.notes
-        self.shapes = {name: e.shape for name, e in raw.extents.items()}
-        self.dtypes = {name: e.dtype for name, e in raw.extents.items()}
+    def __init__(self, path: Path, raw: RawCheckpoint, kind: str | None, config: dict[str, Any] | None) -> None:
+        self.path, self.format, self.metadata, self.config = path, raw.format, raw.metadata, config
+        renamed = names.canonical(raw.extents, kind, path)
+        self.kind, self.notes = kind, list(raw.notes)
+        self.notes += [f"left out: {count} {reason}" for reason, count in renamed.dropped.items()]
+        self.extents = {name: raw.extents[own] for name, own in renamed.names.items()}
+        self.file_names = dict(renamed.names)
+        if kind == "lpips":
+            _add_missing_biases(self)
+        self.digests = {n: d for n, d in raw.digests.items() if n in self.extents}
+        self.shapes = {name: e.shape for name, e in self.extents.items()}
+        self.dtypes = {name: e.dtype for name, e in self.extents.items()}
         self._files = Files()
 
     def extent(self, name: str) -> Extent:
@@ -35,12 +47,69 @@ class Checkpoint:
             raise OspError(f"{self.path}: no tensor {name}") from None
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in its own memory, C order; bfloat16 is `ml_dtypes.bfloat16`. OspError when it is absent."""
-        return self._files.read(self.extent(name))
+        """One tensor in its own memory, C order; bfloat16 is `ml_dtypes.bfloat16`.
+
+        Raises OspError when it is absent, or when its content is not what the recorded fingerprint says.
+        """
+        array = self._files.read(self.extent(name))
+        if name in self.digests:
+            self._compare(name, fingerprint.of_array(array))
+        return array
 
     def chunks(self, name: str, size: int = CHUNK) -> Iterator[np.ndarray]:
-        """The tensor's bytes, little endian in C order, as uint8 pieces of `size` bytes."""
-        return self._files.chunks(self.extent(name), size)
+        """The tensor's bytes, little endian in C order, as uint8 pieces of `size` bytes (the last may be shorter).
+
+        A recorded fingerprint is compared after the last piece: OspError when it differs.
+        """
+        extent = self.extent(name)
+        if size != CHUNK or name not in self.digests:
+            yield from self._files.chunks(extent, size)
+            return
+        running = fingerprint.TensorHash(extent.dtype, extent.shape)
+        for piece in self._files.chunks(extent):
+            running.update(piece)
+            yield piece
+        self._compare(name, running.hexdigest())
+
+    def _compare(self, name: str, found: str) -> None:
+        if found != self.digests[name]:
+            raise OspError(
+                f"{self.path}: the content of {name} is not what was written (its fingerprint differs); "
+                "the file is damaged or was edited: convert or download it again"
+            )
+
+    def fingerprint(self, recompute: bool = False) -> str:
+        """Fingerprint of the set, constants and copies aside; from the recorded ones unless `recompute`."""
+        kind = kinds.BY_NAME.get(self.kind)
+        wanted = [n for n in self.extents if kind is None or not kind.is_constant(n)]
+        return fingerprint.of_set({n: self.tensor_fingerprint(n, recompute) for n in wanted})
+
+    def tensor_fingerprint(self, name: str, recompute: bool = False) -> str:
+        """Fingerprint of one tensor; computing it compares it with the recorded one."""
+        if name in self.digests and not recompute:
+            return self.digests[name]
+        extent = self.extent(name)
+        return fingerprint.of_pieces(extent.dtype, extent.shape, self.chunks(name))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(e.nbytes for e in self.extents.values())
+
+    def spec(self, config: Mapping[str, Any] | None = None) -> Any:
+        """The model's spec, derived from the names and agreeing with `config` (default: the config.json beside it).
+
+        Raises OspError for an unknown model, for weights that contradict the config, and for tensors that are missing,
+        unexpected or of another shape.
+        """
+        if self.kind is None:
+            known = ", ".join(kind.title for kind in kinds.KINDS)
+            raise OspError(f"{self.path}: not a known model ({', '.join(list(self.shapes)[:3])}, ...); known: {known}")
+        try:
+            spec = kinds.BY_NAME[self.kind].spec().derive(self.shapes, self.config if config is None else config)
+            spec.check(self.shapes)
+        except OspError as e:
+            raise OspError(f"{self.path}: {e}") from None
+        return spec
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -52,30 +121,29 @@ class Checkpoint:
         self._files.close()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """Open a weight file, an index .json, or a folder with either. Only headers are read.
 
-    Raises OspError in one line: nothing there, a shard missing, a file cut off, a header that contradicts its file.
+    kind: which model is wanted; told from the names when it is not given. It matters for training checkpoints, which
+    hold several.
+    Raises OspError in one line: nothing there, a shard missing, a file cut off, a header that contradicts its file, a
+    pickle that asks for more than tensors.
     """
     where = locate(path)
-    return Checkpoint(Path(path), read_raw(where))
+    raw = read_raw(where, kind)
+    if kind is None:
+        found = kinds.detect([n for n in map(names.common, raw.extents) if n is not None])
+        kind = found.name if found else None
+    return Checkpoint(Path(path), raw, kind, read_config(where.folder))
 
 
-def read_raw(where: Location) -> RawCheckpoint:
-    """Extents of all files of a location under the names that the files use."""
-    parts = {file.name: _parse(file) for file in where.files}
-    if len(parts) == 1:
-        raw = next(iter(parts.values()))
-    else:
-        raw = merge(parts, where.path, next(iter(parts.values())).format)
-    if where.index is not None:
-        for name, shard in where.index.items():
-            if name not in parts[shard].extents:
-                raise OspError(f"{where.path}: tensor {name[:80]} is not in {shard}, where the index places it")
-    if not raw.extents:
-        raise OspError(f"{where.path}: holds no tensors")
-    return raw
-
-
-def _parse(file: Path) -> RawCheckpoint:
-    return safetensors.parse(file)
+def _add_missing_biases(checkpoint: Checkpoint) -> None:
+    """The MindSpore LPIPS file was published with a VGG whose convolutions have no biases: they are zero."""
+    convolutions = [f"net.slice{s}.{i}" for s, layers in VGG_SLICES.items() for i, _, _ in layers]
+    extents = checkpoint.extents
+    if any(f"{c}.bias" in extents for c in convolutions) or not all(f"{c}.weight" in extents for c in convolutions):
+        return
+    for c in convolutions:
+        weight = extents[f"{c}.weight"]
+        extents[f"{c}.bias"] = Extent(weight.dtype, weight.shape[:1], ())
+    checkpoint.notes.append("VGG without biases: zeros are used; LPIPS values differ from the reference package's")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Extent:
-    """One tensor: its type code, shape and bytes; `stride` (in elements) only when they are not in C order."""
+    """One tensor: its type code, shape and bytes; `stride` (in elements) only when they are not in C order. A tensor
+    without segments is all zeros: a file left it out, and its absence means that."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,8 +53,9 @@ class RawCheckpoint:
     path: Path
     format: str
     extents: dict[str, Extent]
-    metadata: dict[str, str]
-    notes: list[str]
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)  # recorded fingerprints by canonical name
 
 
 def checked_shape(shape, where: str) -> tuple[int, ...]:
@@ -91,6 +93,9 @@ class Files:
             flat = self._strided(extent).flat
             yield from (as_bytes(flat[i : i + step]) for i in range(0, math.prod(extent.shape), step))
             return
+        if not extent.segments:
+            yield from (np.zeros(min(size, extent.nbytes - i), np.uint8) for i in range(0, extent.nbytes, size))
+            return
         total, segments, start = extent.nbytes, iter(extent.segments), 0
         segment = next(segments, None)
         for first in range(0, total, size):
@@ -106,6 +111,8 @@ class Files:
 
     def read(self, extent: Extent) -> np.ndarray:
         """One tensor in C order, in its own memory."""
+        if not extent.segments:
+            return np.zeros(extent.shape, dtypes.NUMPY[extent.dtype])
         if extent.stride is not None:
             return np.ascontiguousarray(self._strided(extent)).reshape(extent.shape)
         return self._bytes(extent).view(dtypes.NUMPY[extent.dtype]).reshape(extent.shape)
@@ -137,14 +144,15 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def merge(parts: Mapping[str, RawCheckpoint], path: Path, format: str) -> RawCheckpoint:
+def merge(parts: Mapping[str, RawCheckpoint], path: Path) -> RawCheckpoint:
     """One checkpoint of several shard files; a name in two shards is an error."""
-    whole = RawCheckpoint(path, format, {}, {}, [])
+    whole = RawCheckpoint(path, next(iter(parts.values())).format, {})
     for shard, part in parts.items():
         twice = next((name for name in part.extents if name in whole.extents), None)
         if twice is not None:
             raise OspError(f"{path}: tensor {twice} is in more than one shard; the second is {shard}")
         whole.extents.update(part.extents)
         whole.metadata.update(part.metadata)
+        whole.digests.update(part.digests)
         whole.notes.extend(note for note in part.notes if note not in whole.notes)
     return whole

@@ -18,11 +18,11 @@ import numpy as np
 from osp_shared.checkpoints import fingerprint
 from osp_shared.checkpoints.dtypes import code_of
 from osp_shared.checkpoints.extent import CHUNK, Files, as_bytes
+from osp_shared.checkpoints.raw import FINGERPRINTS
 from osp_shared.checkpoints.readers import safetensors
 from osp_shared.checkpoints.staging import Staging
 from osp_shared.errors import OspError
 
-FINGERPRINTS = "osp_fingerprints"  # header metadata: JSON of {canonical name: fingerprint}
 SET_FINGERPRINT = "osp_fingerprint"  # header or index metadata
 STEM = "diffusion_pytorch_model"
 _ROOM = 256 << 10  # header of a file whose tensors are not known beforehand

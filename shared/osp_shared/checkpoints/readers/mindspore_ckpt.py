@@ -110,7 +110,7 @@ def parse(path: Path) -> RawCheckpoint:
                 raise wire.fail(f"field {number}, which MindSpore does not write")
             if len(values) > _MAX_VALUES:
                 raise wire.fail(f"more than {_MAX_VALUES} values")
-    return RawCheckpoint(path, "MindSpore ckpt", _extents(path, values), metadata, [])
+    return RawCheckpoint(path, "MindSpore ckpt", _extents(path, values), metadata)
 
 
 def _value(wire: _Wire, limit: int) -> _Value:

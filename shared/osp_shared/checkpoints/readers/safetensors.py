@@ -34,7 +34,7 @@ def parse(path: Path) -> RawCheckpoint:
     base = 8 + length
     extents = {name: _extent(path, name, entry, base, size) for name, entry in header.items()}
     _check_layout(path, extents, base, size)
-    return RawCheckpoint(path, "safetensors", extents, metadata, [])
+    return RawCheckpoint(path, "safetensors", extents, metadata)
 
 
 def parse_json(text: bytes, path: Path) -> dict:
