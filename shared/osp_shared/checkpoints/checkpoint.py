@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from osp_shared.checkpoints import fingerprint, kinds, names
-from osp_shared.checkpoints.extent import CHUNK, Extent, Files, RawCheckpoint
+from osp_shared.checkpoints.dtypes import code_of
+from osp_shared.checkpoints.extent import CHUNK, Extent, Files, RawCheckpoint, as_bytes, merge
 from osp_shared.checkpoints.locate import locate
 from osp_shared.checkpoints.raw import read_config, read_raw
+from osp_shared.checkpoints.readers import safetensors
 from osp_shared.errors import OspError
 from osp_shared.specs.auxiliary import VGG_SLICES
 
@@ -38,6 +40,7 @@ class Checkpoint:
         self.digests = {n: d for n, d in raw.digests.items() if n in self.extents}
         self.shapes = {name: e.shape for name, e in self.extents.items()}
         self.dtypes = {name: e.dtype for name, e in self.extents.items()}
+        self.arrays: dict[str, np.ndarray] = {}
         self._files = Files()
 
     def extent(self, name: str) -> Extent:
@@ -51,7 +54,7 @@ class Checkpoint:
 
         Raises OspError when it is absent, or when its content is not what the recorded fingerprint says.
         """
-        array = self._files.read(self.extent(name))
+        array = self.arrays[name].copy() if name in self.arrays else self._files.read(self.extent(name))
         if name in self.digests:
             self._compare(name, fingerprint.of_array(array))
         return array
@@ -62,6 +65,10 @@ class Checkpoint:
         A recorded fingerprint is compared after the last piece: OspError when it differs.
         """
         extent = self.extent(name)
+        if name in self.arrays:
+            data = as_bytes(self.arrays[name])
+            yield from (data[i : i + size] for i in range(0, data.size, size))
+            return
         if size != CHUNK or name not in self.digests:
             yield from self._files.chunks(extent, size)
             return
@@ -70,6 +77,13 @@ class Checkpoint:
             running.update(piece)
             yield piece
         self._compare(name, running.hexdigest())
+
+    def add(self, name: str, value: Extent | np.ndarray) -> None:
+        """One more tensor: bytes of a file, or an array in memory."""
+        if isinstance(value, np.ndarray):
+            self.arrays[name] = value
+            value = Extent(code_of(value.dtype), value.shape, ())
+        self.extents[name], self.shapes[name], self.dtypes[name] = value, value.shape, value.dtype
 
     def _compare(self, name: str, found: str) -> None:
         if found != self.digests[name]:
@@ -121,20 +135,30 @@ class Checkpoint:
         self._files.close()
 
 
-def open_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path | Sequence[str | Path], kind: str | None = None) -> Checkpoint:
     """Open a weight file, an index .json, or a folder with either. Only headers are read.
 
     kind: which model is wanted; told from the names when it is not given. It matters for training checkpoints, which
-    hold several.
+    hold several. Several paths are one set that was published in parts (LPIPS: the VGG and its linear heads).
     Raises OspError in one line: nothing there, a shard missing, a file cut off, a header that contradicts its file, a
     pickle that asks for more than tensors.
     """
-    where = locate(path)
-    raw = read_raw(where, kind)
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    if not paths:
+        raise OspError("no checkpoint was named")
+    places = [locate(p) for p in paths]
+    parts = [read_raw(place, kind) for place in places]
+    raw = parts[0] if len(parts) == 1 else merge({str(p): part for p, part in zip(paths, parts, strict=True)}, paths[0])
     if kind is None:
         found = kinds.detect([n for n in map(names.common, raw.extents) if n is not None])
         kind = found.name if found else None
-    return Checkpoint(Path(path), raw, kind, read_config(where.folder))
+    return Checkpoint(Path(paths[0]), raw, kind, read_config(places[0].folder) or _embedded_config(raw))
+
+
+def _embedded_config(raw: RawCheckpoint) -> dict[str, Any] | None:
+    """The config that a conversion wrote into the file itself, so that one file is enough."""
+    text = raw.metadata.get("osp_config")
+    return None if text is None else safetensors.parse_json(text.encode("utf-8", "replace"), raw.path)
 
 
 def _add_missing_biases(checkpoint: Checkpoint) -> None:

@@ -17,7 +17,7 @@ _MAX_NAME = 512
 
 def read_raw(where: Location, kind: str | None = None) -> RawCheckpoint:
     """All tensors of one model. `kind` only decides which part of a torch training checkpoint is meant."""
-    parts = {file.name: _checked(parse(file, kind)) for file in where.files}
+    parts = {file.name: parse(file, kind) for file in where.files}
     raw = next(iter(parts.values())) if len(parts) == 1 else merge(parts, where.path)
     if where.index is not None:
         for name, shard in where.index.items():
@@ -31,11 +31,15 @@ def read_raw(where: Location, kind: str | None = None) -> RawCheckpoint:
 def parse(path: Path, kind: str | None = None) -> RawCheckpoint:
     """One file of any format. OspError says what it is when it is none of them."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            head = f.read(512)
+        return _checked(_parse(path, kind))
     except OSError as e:
         raise OspError(f"{path}: cannot be read ({e.strerror})") from None
+
+
+def _parse(path: Path, kind: str | None) -> RawCheckpoint:
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        head = f.read(512)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         root, form = torch_pickle.parse(path)
         extents, notes = nested.select(root, path, kind)

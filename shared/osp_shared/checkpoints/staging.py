@@ -19,6 +19,7 @@ try:
 except ImportError:  # not a POSIX system: two conversions to one target at once are then not noticed
     fcntl = None
 
+_JOB = ".job"
 MARGIN = 16 << 20  # bytes that must stay free on the disk
 
 
@@ -57,6 +58,16 @@ class Staging:
         for child in self.folder.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
+    def holds(self, job: str) -> bool:
+        """Whether an interrupted run of this very job left its finished files here."""
+        try:
+            return (self.folder / _JOB).read_text(encoding="utf-8") == job
+        except (OSError, ValueError):
+            return False
+
+    def begin(self, job: str) -> None:
+        (self.folder / _JOB).write_text(job, encoding="utf-8")
+
     def require_space(self, nbytes: int) -> None:
         """OspError unless the disk takes `nbytes` beside what is already staged."""
         staged = sum(p.stat().st_size for p in self.folder.iterdir() if p.is_file())
@@ -71,6 +82,7 @@ class Staging:
 
     def commit_folder(self, replaces) -> None:
         """Put the staging folder in the target's place. Files of an existing target stay, unless `replaces(name)`."""
+        (self.folder / _JOB).unlink(missing_ok=True)
         if self.target.exists():
             _carry_over(self.target, self.folder, replaces)
         fsync_folder(self.folder)

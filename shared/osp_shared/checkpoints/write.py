@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from osp_shared.checkpoints import fingerprint
+from osp_shared.checkpoints import fingerprint, raw
 from osp_shared.checkpoints.dtypes import code_of
 from osp_shared.checkpoints.extent import CHUNK, Files, as_bytes
 from osp_shared.checkpoints.raw import FINGERPRINTS
-from osp_shared.checkpoints.readers import safetensors
 from osp_shared.checkpoints.staging import Staging
 from osp_shared.errors import OspError
 
 SET_FINGERPRINT = "osp_fingerprint"  # header or index metadata
 STEM = "diffusion_pytorch_model"
+Written = tuple[str, str, tuple[int, ...]]  # fingerprint, type, shape
 _ROOM = 256 << 10  # header of a file whose tensors are not known beforehand
 
 
@@ -42,17 +42,21 @@ class Item:
 
 def item_of(name: str, array: np.ndarray, canonical: str | None = None) -> Item:
     """Item of an array in memory."""
-    raw = as_bytes(array)
-    cut = lambda: (raw[i : i + CHUNK] for i in range(0, raw.size, CHUNK))  # noqa: E731
-    return Item(name, canonical or name, code_of(array.dtype), tuple(array.shape), raw.size, cut)
+    data = as_bytes(array)
+    cut = lambda: (data[i : i + CHUNK] for i in range(0, data.size, CHUNK))  # noqa: E731
+    return Item(name, canonical or name, code_of(array.dtype), tuple(array.shape), data.size, cut)
 
 
 class SafetensorsWriter:
-    """One safetensors file in the making. `digests` grows with each tensor; `finish` makes the file valid."""
+    """One safetensors file in the making; `finish` makes it valid.
+
+    digests: canonical name -> fingerprint. expected: name in the file -> what `verify_file` has to find.
+    """
 
     def __init__(self, path: Path, metadata: Mapping[str, str], room: int = _ROOM) -> None:
         self.path, self.room, self.nbytes = path, room, 0
         self.digests: dict[str, str] = {}
+        self.expected: dict[str, Written] = {}
         self._metadata, self._header = dict(metadata), {}
         self._used = header_size([], metadata)
         self._file = path.open("wb", buffering=0)
@@ -76,7 +80,8 @@ class SafetensorsWriter:
         offsets = [self.nbytes, self.nbytes + written]
         self._header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets}
         self.nbytes += written
-        self.digests[item.canonical] = running.hexdigest()
+        digest = self.digests[item.canonical] = running.hexdigest()
+        self.expected[item.name] = digest, item.dtype, item.shape
 
     def finish(self, **metadata: str) -> None:
         """Write the header, with more metadata if there is any, and fsync."""
@@ -118,18 +123,22 @@ def header_size(items: Iterable[Item], metadata: Mapping[str, str]) -> int:
     return -(-(fixed + sum(map(entry_size, items))) // 8) * 8
 
 
-def verify_file(path: Path, digests: Mapping[str, str], canonical: Mapping[str, str]) -> None:
-    """Read a written safetensors file back and compare every tensor with its fingerprint."""
-    files = Files()
+def verify_file(
+    path: Path,
+    expected: Mapping[str, tuple[str, str, tuple[int, ...]]],
+    progress: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Read a written file back; `expected`: name in the file -> (fingerprint, type, shape)."""
+    extents, files = raw.parse(path).extents, Files()
+    if {n: (e.dtype, e.shape) for n, e in extents.items()} != {n: (t, s) for n, (_, t, s) in expected.items()}:
+        raise OspError(f"{path}: reads back with other names, types or shapes than were written")
     try:
-        extents = safetensors.parse(path).extents
-        for name, extent in extents.items():
-            if fingerprint.of_pieces(extent.dtype, extent.shape, files.chunks(extent)) != digests[canonical[name]]:
+        for name, (digest, dtype, shape) in expected.items():
+            if fingerprint.of_pieces(dtype, shape, files.chunks(extents[name])) != digest:
                 raise OspError(f"{path}: tensor {name} reads back differently; the disk may be failing")
+            progress(extents[name].nbytes)
     finally:
         files.close()
-    if len(extents) != len(digests):
-        raise OspError(f"{path}: {len(extents)} tensors read back, {len(digests)} were written")
 
 
 def index_text(weight_map: Mapping[str, str], total: int, digests: Mapping[str, str]) -> str:
@@ -186,9 +195,10 @@ def write_safetensors(
             raise OspError(f"{folder}: no tensors were given")
         digests = {name: digest for w in writers for name, digest in w.digests.items()}
         writers[-1].finish(**({SET_FINGERPRINT: fingerprint.of_set(digests)} if len(writers) == 1 else {}))
-        for w in writers:
-            verify_file(w.path, w.digests, {n: n for n in w.digests})
-        files = name_shards([w.path for w in writers], stem)
+        files = name_shards(len(writers), stem)
+        for w, file in zip(writers, files, strict=True):
+            verify_file(w.path, w.expected)
+            os.rename(w.path, staging.folder / file)
         if len(files) > 1:
             weight_map = {name: files[k] for name, k in names.items()}
             text = index_text(weight_map, sum(w.nbytes for w in writers), digests)
@@ -197,10 +207,8 @@ def write_safetensors(
     return fingerprint.of_set(digests)
 
 
-def name_shards(paths: list[Path], stem: str) -> list[str]:
-    """Give finished files their published names; returns them in order."""
-    n = len(paths)
-    names = [f"{stem}-{k:05d}-of-{n:05d}.safetensors" if n > 1 else f"{stem}.safetensors" for k in range(1, n + 1)]
-    for path, name in zip(paths, names, strict=True):
-        os.rename(path, path.parent / name)
-    return names
+def name_shards(count: int, stem: str) -> list[str]:
+    """Published names of `count` files."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
