@@ -58,11 +58,23 @@ class RawCheckpoint:
     digests: dict[str, str] = field(default_factory=dict)  # recorded fingerprints by canonical name
 
 
+def shown(value, most: int = 80) -> str:
+    """Text for an error message of something that a file made: printable, short, and cheap whatever it is.
+
+    `str` of tuples that share parts takes exponential time, and of deep ones may not return at all.
+    """
+    if isinstance(value, str):
+        return (value if value.isprintable() else ascii(value)[1:-1])[:most]
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float, str)) for v in value[:20]):
+        return f"({', '.join(shown(v, 24) for v in value[:20])})"[:most]
+    return str(value)[:most] if value is None or isinstance(value, (int, float)) else type(value).__name__
+
+
 def checked_shape(shape, where: str) -> tuple[int, ...]:
     """A tuple of non-negative integers whose product is a possible size, or OspError."""
     ok = isinstance(shape, (list, tuple)) and len(shape) <= MAX_RANK
     if not ok or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape) or math.prod(shape) >= 1 << 48:
-        raise OspError(f"{where}: impossible shape {str(shape)[:80]}")
+        raise OspError(f"{where}: impossible shape {shown(shape)}")
     return tuple(shape)
 
 
@@ -150,7 +162,7 @@ def merge(parts: Mapping[str, RawCheckpoint], path: Path) -> RawCheckpoint:
     for shard, part in parts.items():
         twice = next((name for name in part.extents if name in whole.extents), None)
         if twice is not None:
-            raise OspError(f"{path}: tensor {twice} is in more than one shard; the second is {shard}")
+            raise OspError(f"{path}: tensor {shown(twice)} is in more than one shard; the second is {shard}")
         whole.extents.update(part.extents)
         whole.metadata.update(part.metadata)
         whole.digests.update(part.digests)

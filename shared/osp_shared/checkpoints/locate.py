@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from osp_shared.checkpoints.extent import shown
 from osp_shared.checkpoints.readers import safetensors
 from osp_shared.errors import OspError
 
@@ -43,7 +44,7 @@ def locate(path: str | Path) -> Location:
     except OspError:
         raise
     except (OSError, ValueError) as e:  # no permission; a NUL in the name
-        raise OspError(f"{str(path)[:200]!r}: cannot be read ({e})") from None
+        raise OspError(f"{str(path)[:200]!r}: cannot be read ({getattr(e, 'strerror', e)})") from None
     if exists:
         raise OspError(f"{path}: neither a file nor a folder")
     parent = path.parent
@@ -86,14 +87,14 @@ def _index(path: Path) -> Location:
         raise OspError(f"{path}: not a weight index: it needs a non-empty weight_map")
     for name in weight_map.values():
         # A shard lies beside its index; anything else in this place is a mistake or an attack.
-        if not isinstance(name, str) or not name or name != Path(name).name or "\0" in name or "\\" in name:
-            raise OspError(f"{path}: shard name {str(name)[:80]!r} is not a plain file name")
+        if not isinstance(name, str) or not 0 < len(name) < 256 or name != Path(name).name or set(name) & {"\0", "\\"}:
+            raise OspError(f"{path}: shard name {shown(name)} is not a plain file name")
     shards = sorted(set(weight_map.values()))
     if len(shards) > MAX_SHARDS:
         raise OspError(f"{path}: names {len(shards)} shards; no model has that many")
     files = tuple(path.parent / name for name in shards)
-    missing = [f.name[:80] for f in files if not f.is_file()]
+    missing = [f.name for f in files if not f.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise OspError(f"{path}: shard {missing[0]}{more} is missing beside it ({len(shards)} are named); download it")
+        raise OspError(f"{path}: shard {shown(missing[0])}{more} is missing beside it ({len(shards)} are named); download it")
     return Location(path, files, weight_map)

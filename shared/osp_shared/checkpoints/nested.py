@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from osp_shared.checkpoints.extent import Extent
+from osp_shared.checkpoints.extent import Extent, shown
 from osp_shared.errors import OspError
 
 LOSS_KINDS = frozenset({"discriminator", "lpips"})  # these lie in the trainer's `dics_model` (sic)
@@ -57,6 +57,6 @@ def _tensors(value: Any) -> dict[str, Extent]:
 
 def _filled(tensors: dict[str, Extent], path: Path, root: dict) -> dict[str, Extent]:
     if not tensors:
-        keys = ", ".join(str(k)[:40] for k in list(root)[:8]) or "nothing"
+        keys = ", ".join(shown(k, 40) for k in list(root)[:8]) or "nothing"
         raise OspError(f"{path}: no state dict with tensors in it; it holds {keys}")
     return tensors

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from osp_shared.checkpoints import nested
-from osp_shared.checkpoints.extent import RawCheckpoint, merge
+from osp_shared.checkpoints.extent import RawCheckpoint, merge, shown
 from osp_shared.checkpoints.locate import Location
 from osp_shared.checkpoints.readers import mindspore_ckpt, safetensors, torch_pickle
 from osp_shared.errors import OspError
@@ -22,7 +22,7 @@ def read_raw(where: Location, kind: str | None = None) -> RawCheckpoint:
     if where.index is not None:
         for name, shard in where.index.items():
             if name not in parts[shard].extents:
-                raise OspError(f"{where.path}: tensor {name[:80]} is not in {shard}, where the index places it")
+                raise OspError(f"{where.path}: tensor {shown(name)} is not in {shard}, where the index places it")
     if not raw.extents:
         raise OspError(f"{where.path}: holds no tensors")
     return raw
@@ -67,7 +67,7 @@ def _checked(raw: RawCheckpoint) -> RawCheckpoint:
     """Names that can be names, and the recorded fingerprints taken out of the metadata."""
     for name in raw.extents:
         if not name or len(name) > _MAX_NAME or not name.isprintable():
-            raise OspError(f"{raw.path}: impossible tensor name {ascii(name[:60])}")
+            raise OspError(f"{raw.path}: impossible tensor name {shown(name)}")
     text = raw.metadata.pop(FINGERPRINTS, None)
     if text is not None:
         digests = safetensors.parse_json(text.encode("utf-8", "replace"), raw.path)

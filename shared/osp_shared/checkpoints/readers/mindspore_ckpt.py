@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from osp_shared.checkpoints import dtypes
-from osp_shared.checkpoints.extent import Extent, RawCheckpoint, Segment, checked_shape
+from osp_shared.checkpoints.extent import Extent, RawCheckpoint, Segment, checked_shape, shown
 from osp_shared.errors import OspError
 
 METADATA_FIELD = 1900  # a field of Checkpoint that MindSpore does not know, and skips: JSON of {text: text}
@@ -163,14 +163,14 @@ def _extents(path: Path, values: list[_Value]) -> dict[str, Extent]:
         first, parts = values[at], []
         while at < len(values) and values[at].tag == first.tag:
             if (values[at].dims, values[at].kind) != (first.dims, first.kind):
-                raise OspError(f"{path}: tensor {first.tag[:80]}: its slices disagree about shape or type")
+                raise OspError(f"{path}: tensor {shown(first.tag)}: its slices disagree about shape or type")
             parts.append(values[at].content)
             at += 1
         if first.kind == "str":
             continue
-        where = f"{path}: tensor {first.tag[:80]}"
+        where = f"{path}: tensor {shown(first.tag)}"
         if first.kind not in dtypes.MINDSPORE:
-            raise OspError(f"{where}: type {first.kind[:40]!r} is not read; known: {', '.join(dtypes.MINDSPORE)}")
+            raise OspError(f"{where}: type {shown(first.kind, 40)} is not read; known: {', '.join(dtypes.MINDSPORE)}")
         if first.tag in found:
             raise OspError(f"{where}: is there twice")
         dtype, nbytes = dtypes.MINDSPORE[first.kind], sum(p.nbytes for p in parts)

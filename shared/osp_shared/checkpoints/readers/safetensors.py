@@ -10,10 +10,10 @@ import math
 from pathlib import Path
 
 from osp_shared.checkpoints import dtypes
-from osp_shared.checkpoints.extent import Extent, RawCheckpoint, Segment, checked_shape
+from osp_shared.checkpoints.extent import Extent, RawCheckpoint, Segment, checked_shape, shown
 from osp_shared.errors import OspError
 
-MAX_HEADER = 100 << 20  # the reference implementation's own limit
+MAX_HEADER = 32 << 20  # bytes; the largest model here has 80 KiB
 
 
 def parse(path: Path) -> RawCheckpoint:
@@ -56,19 +56,19 @@ def parse_json(text: bytes, path: Path) -> dict:
 
 
 def _extent(path: Path, name: str, entry, base: int, size: int) -> Extent:
-    where = f"{path}: tensor {name[:80]}"
+    where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise OspError(f"{where}: its header entry needs dtype, shape and data_offsets")
     dtype, offsets = entry["dtype"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in dtypes.ITEMSIZE:
-        raise OspError(f"{where}: unknown dtype {str(dtype)[:40]}; known: {', '.join(dtypes.ITEMSIZE)}")
+        raise OspError(f"{where}: unknown dtype {shown(dtype, 40)}; known: {', '.join(dtypes.ITEMSIZE)}")
     shape = checked_shape(entry["shape"], where)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
         raise OspError(f"{where}: data_offsets must be two non-negative integers")
     start, stop = offsets
     need = math.prod(shape) * dtypes.ITEMSIZE[dtype]
     if stop - start != need:
-        raise OspError(f"{where}: shape {shape} of {dtype} takes {need} bytes, its offsets span {stop - start}")
+        raise OspError(f"{where}: shape {shown(shape)} of {dtype} takes {need} bytes, its offsets span {stop - start}")
     if base + stop > size:
         raise OspError(f"{where}: ends at byte {base + stop}, but the file has {size}; download it again")
     return Extent(dtype, shape, (Segment(path, base + start, need),))
@@ -79,7 +79,7 @@ def _check_layout(path: Path, extents: dict[str, Extent], base: int, size: int) 
     position = base
     for name, extent in sorted(extents.items(), key=lambda item: (item[1].segments[0].offset, item[1].nbytes)):
         if extent.segments[0].offset != position:
-            raise OspError(f"{path}: tensor {name[:80]} overlaps its neighbour or leaves a gap at byte {position}")
+            raise OspError(f"{path}: tensor {shown(name)} overlaps its neighbour or leaves a gap at byte {position}")
         position += extent.nbytes
     if position != size:
         raise OspError(f"{path}: {size - position} bytes after the last tensor; the file is damaged")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_shared.checkpoints import dtypes
-from osp_shared.checkpoints.extent import Extent, Segment, checked_shape
+from osp_shared.checkpoints.extent import Extent, Segment, checked_shape, shown
 from osp_shared.checkpoints.readers import zip_index
 from osp_shared.checkpoints.readers.pickle_machine import PickleMachine, Source, Symbol
 from osp_shared.errors import OspError
@@ -95,17 +95,17 @@ def _legacy(path: Path) -> Any:
         storages: dict[str, Storage] = {}
         root = _run(source, storages)
         keys = _run(source)
-        if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys):
+        if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or len(set(keys)) != len(keys):
             raise OspError(f"{path}: damaged list of storages")
         segments, at = {}, source.position
         for key in keys:
             if key not in storages:
-                raise OspError(f"{path}: storage {str(key)[:40]!r} belongs to no tensor")
+                raise OspError(f"{path}: storage {shown(key, 40)} belongs to no tensor")
             f.seek(at)
             count = int.from_bytes(f.read(8), "little", signed=True)
             nbytes = storages[key].nbytes
             if count != storages[key].numel or at + 8 + nbytes > size:
-                raise OspError(f"{path}: storage {key[:40]} is damaged or cut off at byte {at} of {size}")
+                raise OspError(f"{path}: storage {shown(key, 40)} is damaged or cut off at byte {at} of {size}")
             segments[key] = Segment(path, at + 8, nbytes)
             at += 8 + nbytes
     return _Placer(path, segments).place(root)
@@ -121,7 +121,7 @@ def _run(source: Source, storages: dict[str, Storage] | None = None) -> Any:
         kind, key, numel = pid[1], pid[2], pid[4]
         dtype = _storage_dtype(kind)
         if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < 1 << 48:
-            raise OspError(f"{source.where}: damaged pickle: storage {str(key)[:40]!r} of {str(numel)[:40]} elements")
+            raise OspError(f"{source.where}: damaged pickle: storage {shown(key, 40)} of {shown(numel, 40)} elements")
         whole = Storage(key, dtype, numel)
         known[key] = whole
         view = pid[5] if len(pid) == 6 else None  # legacy: a part of another storage
@@ -129,7 +129,7 @@ def _run(source: Source, storages: dict[str, Storage] | None = None) -> Any:
             return whole
         _, offset, count = view
         if type(offset) is not int or type(count) is not int or min(offset, count) < 0 or offset + count > numel:
-            raise OspError(f"{source.where}: damaged pickle: a view outside storage {key[:40]}")
+            raise OspError(f"{source.where}: damaged pickle: a view outside storage {shown(key, 40)}")
         return Storage(key, dtype, count, offset)
 
     return PickleMachine(source, _symbol, persistent).run()
@@ -247,16 +247,16 @@ class _Placer:
             seen.add(id(box))
             for key, value in box.items() if isinstance(box, dict) else enumerate(box):
                 if isinstance(value, TensorRef):
-                    box[key] = self.extent(value, str(key))
+                    box[key] = self.extent(value, shown(key))
                 else:
                     todo.append(value)
         return root
 
     def extent(self, ref: TensorRef, name: str) -> Extent:
-        where = f"{self.path}: tensor {name[:80]}"
+        where = f"{self.path}: tensor {shown(name)}"
         size, segment = dtypes.ITEMSIZE[ref.dtype], self.segments.get(ref.storage.key)
         if segment is None:
-            raise OspError(f"{where}: its storage {ref.storage.key[:40]} is missing from the file")
+            raise OspError(f"{where}: its storage {shown(ref.storage.key, 40)} is missing from the file")
         if ref.storage.nbytes > segment.nbytes:
             raise OspError(f"{where}: its storage has {segment.nbytes} bytes instead of {ref.storage.nbytes}")
         numel = math.prod(ref.shape)

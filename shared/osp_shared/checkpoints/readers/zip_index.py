@@ -10,7 +10,7 @@ import os
 import struct
 from pathlib import Path
 
-from osp_shared.checkpoints.extent import Segment
+from osp_shared.checkpoints.extent import Segment, shown
 from osp_shared.errors import OspError
 
 _MAX_DIRECTORY = 64 << 20
@@ -65,12 +65,12 @@ def _entries(path: Path, f, directory: bytes, count: int, size: int) -> dict[str
         extra = directory[at + 46 + n_name : at + 46 + n_name + n_extra]
         packed, unpacked, offset = _zip64(extra, packed, unpacked, offset)
         if method != 0 or flags & 1 or packed != unpacked:
-            raise ValueError(f"member {name[:60]} is compressed or encrypted, which torch.save never does")
+            raise ValueError(f"member {shown(name)} is compressed or encrypted, which torch.save never does")
         if name in found:
-            raise ValueError(f"member {name[:60]} is there twice")
+            raise ValueError(f"member {shown(name)} is there twice")
         data = _data_start(f, offset, size)
         if data + unpacked > size:
-            raise ValueError(f"member {name[:60]} ends beyond the file")
+            raise ValueError(f"member {shown(name)} ends beyond the file")
         found[name] = Segment(path, data, unpacked)
         at += 46 + n_name + n_extra + n_comment
     if len(found) != count:
