@@ -15,7 +15,8 @@ from osp_shared.schedules.noise import NoiseSchedule
 from osp_shared.schedules.predictions import data
 from osp_shared.schedules.table import BASE, NOISE, HalfEuler, SamplerTable, Step, Weights, X, out
 
-F32 = np.float32  # numpy 1 widens float32 ** 2 to float64: squares are products below
+# A float32 scalar mixed with a Python number, or squared by **, widens under numpy 1 and not under 2: never done here.
+F32 = np.float32
 
 
 def euler(method: str, prediction: str, schedule: NoiseSchedule, grid: np.ndarray, spacing: str) -> SamplerTable:
@@ -26,9 +27,9 @@ def euler(method: str, prediction: str, schedule: NoiseSchedule, grid: np.ndarra
     ancestral = method == "EulerAncestralDiscrete"
     sigmas = levels(schedule, grid)
     steps = []
-    for t, sigma, sigma_next in zip(grid, sigmas[:-1], sigmas[1:], strict=True):
-        down, up = ancestral_split(sigma, sigma_next) if ancestral else (sigma_next, F32(0))
-        weights = X + slope(prediction, X, out(), sigma) * (down - sigma) + float(up) * NOISE
+    for t, (sigma, sigma_next) in zip(grid, intervals(sigmas), strict=True):
+        down, up = ancestral_split(sigma, sigma_next) if ancestral else (sigma_next, 0.0)
+        weights = X + slope(prediction, X, out(), sigma) * (down - sigma) + up * NOISE
         half = _half_euler(prediction, sigma, down, up if ancestral else None)
         steps.append(Step(float(t), weights, input_scale(sigma), draws=True, half=half))
     return _table(method, prediction, steps, sigmas, spacing)
@@ -41,7 +42,7 @@ def heun(method: str, prediction: str, schedule: NoiseSchedule, grid: np.ndarray
     """
     sigmas = levels(schedule, grid)
     steps = []
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
         here = slope(prediction, X, out(), sigma)
         steps.append(Step(float(grid[i]), X + here * (sigma_next - sigma), input_scale(sigma), keeps=True))
         if sigma_next == 0:
@@ -63,14 +64,14 @@ def kdpm2_ancestral(
     """
     sigmas = levels(schedule, grid)
     steps = []
-    for t, sigma, sigma_next in zip(grid, sigmas[:-1], sigmas[1:], strict=True):
+    for t, (sigma, sigma_next) in zip(grid, intervals(sigmas), strict=True):
         down, up = ancestral_split(sigma, sigma_next)
         middle = math.sqrt(sigma * down)
         here = slope(prediction, X, out(), sigma)
         steps.append(Step(float(t), X + here * (middle - sigma), input_scale(sigma), draws=True, keeps=True))
         if sigma_next == 0:
             break
-        weights = BASE + slope(prediction, X, out(), middle) * (down - sigma) + float(up) * NOISE
+        weights = BASE + slope(prediction, X, out(), middle) * (down - sigma) + up * NOISE
         t_middle = float(F32(timestep_of(schedule, middle)))
         steps.append(Step(t_middle, weights, input_scale(middle), draws=True))
     return _table(method, prediction, steps, sigmas, spacing)
@@ -83,8 +84,8 @@ def flow_match_euler(prediction: str, grid: np.ndarray) -> SamplerTable:
     """
     sigmas = np.append(grid / 1000, 0).astype(F32)
     rows = [
-        Step(float(sigma * F32(1000)), X + float(sigma_next - sigma) * out(), round_weights=True)
-        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True)
+        Step(float(F32(sigma * 1000)), X + (sigma_next - sigma) * out(), round_weights=True)
+        for sigma, sigma_next in intervals(sigmas)
     ]
     return SamplerTable(
         "FlowMatchEulerDiscrete", prediction, tuple(rows), timestep_dtype="float32", sigmas=sigmas, flow=True
@@ -99,8 +100,14 @@ def levels(schedule: NoiseSchedule, grid: np.ndarray, last: float = 0.0) -> np.n
     return np.append(schedule.sigmas[grid], last).astype(F32)
 
 
-def ancestral_split(sigma: np.float32, sigma_next: np.float32) -> tuple[np.float32, np.float32]:
-    """(sigma_down, sigma_up) in float32.
+def intervals(sigmas: np.ndarray) -> list[tuple[float, float]]:
+    """(level, next level) of each step, widened so that differences are exact."""
+    wide = sigmas.tolist()
+    return list(zip(wide[:-1], wide[1:], strict=True))
+
+
+def ancestral_split(sigma: float, sigma_next: float) -> tuple[float, float]:
+    """(sigma_down, sigma_up), computed in float32.
 
     The difference of near-equal squares loses digits of sigma_down; the original's digits are lost in this order.
     OspError where the next level is higher: the lifted sigma_999 of zero terminal SNR is below those of t = 996..998.
@@ -110,19 +117,19 @@ def ancestral_split(sigma: np.float32, sigma_next: np.float32) -> tuple[np.float
             f"too many num_sampling_steps for an ancestral sampler at zero terminal SNR: from noise level {sigma:.0f} "
             f"the second step would go up to {sigma_next:.0f}; 250 steps and fewer work"
         )
-    high, low = sigma * sigma, sigma_next * sigma_next
+    high, low = F32(sigma) * F32(sigma), F32(sigma_next) * F32(sigma_next)
     up = np.sqrt(low * (high - low) / high)
-    return np.sqrt(np.maximum(low - up * up, F32(0))), up
+    return float(np.sqrt(np.maximum(low - up * up, F32(0)))), float(up)
 
 
 def slope(prediction: str, x: Weights, output: Weights, sigma: float) -> Weights:
     """dx/dsigma at level sigma."""
-    return (x - data(prediction, x, output, float(sigma))) / float(sigma)
+    return (x - data(prediction, x, output, sigma)) / sigma
 
 
 def input_scale(sigma: float) -> float:
     """Brings x = x0 + sigma e to unit variance."""
-    return 1 / math.sqrt(float(sigma) ** 2 + 1)
+    return 1 / math.sqrt(sigma**2 + 1)
 
 
 def timestep_of(schedule: NoiseSchedule, sigma: float) -> float:
@@ -130,18 +137,19 @@ def timestep_of(schedule: NoiseSchedule, sigma: float) -> float:
     return float(np.interp(math.log(sigma), np.log(schedule.sigmas.astype(np.float64)), np.arange(1000)))
 
 
-def _half_euler(prediction: str, sigma: np.float32, down: np.float32, up: np.float32 | None) -> HalfEuler:
-    power = sigma * sigma + F32(1)
+def _half_euler(prediction: str, sigma: float, down: float, up: float | None) -> HalfEuler:
+    """The step's numbers rounded to float32 one operation after the other, as the original's are."""
+    level = F32(sigma)
+    power = level * level + F32(1)
     root = np.sqrt(power)
-    out_scale, x_divisor = (-sigma, F32(1)) if prediction == "epsilon" else (-sigma / root, power)
-    noise_scale = None if up is None else float(up)
+    out_scale, x_divisor = (-level, F32(1)) if prediction == "epsilon" else (-level / root, power)
     return HalfEuler(
-        float(root),
-        float(out_scale),
-        float(x_divisor),
-        float(sigma),
-        float(down - sigma),
-        noise_scale,
+        input_divisor=float(root),
+        out_scale=float(out_scale),
+        x_divisor=float(x_divisor),
+        sigma=sigma,
+        dt=float(F32(down) - level),
+        noise_scale=up,
         round_out_scale=prediction == "epsilon",
     )
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 
@@ -176,7 +177,7 @@ def model_input(step: Step, x):
     """What the model sees for the sample x; the type stays."""
     if step.half is not None and is_half(x):
         return _cast(_wide(x) / step.half.input_divisor, x.dtype)
-    return x if step.input_scale == 1.0 else x * step.input_scale
+    return x if step.input_scale == 1.0 else _cast(_wide(x) * step.input_scale, x.dtype)
 
 
 def evaluate(table: SamplerTable, k: int, x, output, memory: Memory, noise=None):
@@ -223,11 +224,9 @@ def _product(x, k: float):
 
 def _rounded(k: float, dtype) -> float:
     """A number as a half type holds it; other types leave it alone (they round it by themselves)."""
-    name = str(dtype).lower()
-    if name.endswith("bfloat16"):
-        bits = np.float32(k).view(np.uint32)
-        return float(((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32))
-    return float(np.float16(k)) if name.endswith("float16") else k
+    if str(dtype).lower().endswith("bfloat16"):
+        return float(ml_dtypes.bfloat16(k))
+    return float(np.float16(k)) if str(dtype).lower().endswith("float16") else k
 
 
 def is_half(x) -> bool:
