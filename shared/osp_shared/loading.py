@@ -22,7 +22,7 @@ class Weights:
     def __init__(self, path: str | Path, spec_class, config: dict | None = None) -> None:
         """Raises OspError: unreadable files, a topology that contradicts the config, missing or unexpected names."""
         self.checkpoint: Checkpoint = open_checkpoint(path)
-        config = read_config(path) if config is None else config
+        config = self.checkpoint.config if config is None else config
         self.spec = spec_class.derive(self.checkpoint.shapes, config)
         self.spec.check(self.checkpoint.shapes)
 

@@ -96,5 +96,5 @@ def _index(path: Path) -> Location:
     missing = [f.name for f in files if not f.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise OspError(f"{path}: shard {shown(missing[0])}{more} is missing beside it ({len(shards)} are named); download it")
+        raise OspError(f"{path}: of {len(shards)} shards {shown(missing[0])}{more} is missing beside it; download it")
     return Location(path, files, weight_map)

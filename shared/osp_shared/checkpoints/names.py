@@ -41,6 +41,11 @@ _TRAINING_STATE = re.compile(
     r"|(?:learning_rate|global_step|current_iterator_step|last_overflow_iterator_step|epoch_num|cur_step|step"
     r"|beta[12]_power|loss_scale|scale_sense|ema_step|updates|state_step|train_step)"
 )
+# What a trainer adds to the config of its EMA model: the average's bookkeeping, no part of the model.
+EMA_CONFIG = frozenset(
+    ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+)
+
 _LPIPS_HEAD = re.compile(r"(?:perceptual_loss\.|lpips\.)?lin([0-4])(?:\.model)?(?:\.\d)?\.weight")
 _LPIPS_SLICE = re.compile(r"(?:perceptual_loss\.|lpips\.)?net\.(?:model\.)?slice([1-5])\.(\d{1,2})\.(weight|bias)")
 _VGG = re.compile(r"(?:perceptual_loss\.)?(?:net\.)?(?:model\.)?features\.(\d{1,2})\.(weight|bias)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from osp_shared.checkpoints import nested
+from osp_shared.checkpoints import names, nested
 from osp_shared.checkpoints.extent import RawCheckpoint, merge, shown
 from osp_shared.checkpoints.locate import Location
 from osp_shared.checkpoints.readers import mindspore_ckpt, safetensors, torch_pickle
@@ -88,4 +88,4 @@ def read_config(folder: Path) -> dict | None:
         raise OspError(f"{file}: cannot be read as JSON ({str(e)[:80]})") from None
     if not isinstance(config, dict):
         raise OspError(f"{file}: a model's config is a JSON object")
-    return config
+    return {key: value for key, value in config.items() if key not in names.EMA_CONFIG}

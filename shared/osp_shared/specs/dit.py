@@ -345,14 +345,16 @@ def topology(shapes: Mapping[str, tuple[int, ...]]) -> Found:
             raise OspError(f"not the weights of a v1.3 transformer: no tensor {name} with {rank} axes")
         return tuple(shapes[name])
 
-    blocks = [n.split(".")[1] for n in shapes if n.startswith("transformer_blocks.")]
-    last = max((int(i) for i in blocks if i.isdigit()), default=0)
+    blocks = {n.split(".")[1] for n in shapes if n.startswith("transformer_blocks.")}
+    last = max(len(blocks) - 1, 0)  # a count, so that no number inside a name decides how long the list gets
     first, final = "transformer_blocks.0", f"transformer_blocks.{last}.scale_shift_table"
     table, patch, head = "scale_shift_table", "pos_embed.proj.weight", "proj_out.weight"
     caption, inner, text = "caption_projection.linear_1.weight", f"{first}.ff.net.0.proj.weight", f"{first}.attn2.to_k"
     D, p = need(table, 2)[1], need(patch, 4)[2]
     bias, norm = f"{first}.attn1.to_q.bias", f"{first}.norm1.weight"
     need(final, 2)
+    if not D or not p:
+        raise OspError(f"not the weights of a v1.3 transformer: {patch} is empty")
     found: Found = {
         "hidden_size": (D, table),
         "in_channels": (need(patch, 4)[1], patch),
