@@ -97,10 +97,10 @@ def group_norm(x, groups, weight, bias, eps=1e-6):
 
 
 def rms_norm(x, weight, eps=1e-6):
-    """x / sqrt(mean(x^2) + eps) * weight: float32 inside, rounded to x's dtype before the weight, as T5 does it."""
+    """x / sqrt(mean(x^2) + eps) * weight: float32 inside, rounded to the weight's type before it, as T5 does it."""
     h = x.float() if x.dtype in HALF else x
     h = h * torch.rsqrt((h * h).mean(-1, keepdim=True) + eps)
-    return weight * h.to(x.dtype)
+    return weight * h.to(weight.dtype)
 
 
 @raised

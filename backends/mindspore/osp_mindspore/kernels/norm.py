@@ -50,10 +50,10 @@ def group_norm_ascend(x, groups, weight, bias, eps=1e-6):
 
 
 def rms_norm_cpu(x, weight, eps=1e-6):
-    """x / sqrt(mean(x^2) + eps) * weight: float32 inside, rounded to x's dtype before the weight, as T5 does it."""
+    """x / sqrt(mean(x^2) + eps) * weight: float32 inside, rounded to the weight's type before it, as T5 does it."""
     h = x.astype(ms.float32) if x.dtype in HALF else x
     h = h * ops.rsqrt((h * h).mean(-1, keep_dims=True) + eps)
-    return weight * h.astype(x.dtype)
+    return weight * h.astype(weight.dtype)
 
 
 def rms_norm_ascend(x, weight, eps=1e-6):
