@@ -1,0 +1,142 @@
+"""WFVAE, torch against MindSpore on the same weights and inputs: every layer, every gradient, half types."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import wfvae_models as vaes
+from osp_shared import fill
+from osp_shared.specs.wfvae import WFVAESpec
+
+_DEEP = {
+    "l1_dowmsample_block": "Spatial2xTime2x3DDownsample",
+    "l1_downsample_wavelet": "HaarWaveletTransform3D",
+    "l1_upsample_block": "Spatial2xTime2x3DUpsample",
+    "l1_upsample_wavelet": "InverseHaarWaveletTransform3D",
+}
+_NARROW = {"base_channels": 8, "encoder_energy_flow_hidden_size": 4, "decoder_energy_flow_hidden_size": 12}
+
+# Together: both norms, both interpolations, with and without attention, 0 to 2 connecting blocks, 4x8x8 and 8x8x8.
+CONFIGS = {
+    "released topology": (
+        {**_NARROW, "norm_type": "layernorm", "t_interpolation": "trilinear", "connect_res_layer_num": 2},
+        (2, 3, 6, 25, 16),
+    ),
+    "groupnorm, nearest": (
+        {
+            "base_channels": 32, "encoder_energy_flow_hidden_size": 32, "decoder_energy_flow_hidden_size": 64,
+            "latent_dim": 4, "encoder_num_resblocks": 1, "decoder_num_resblocks": 1,
+        },
+        (2, 3, 5, 16, 8),
+    ),
+    "no attention": (
+        {
+            **_NARROW, "norm_type": "layernorm", "use_attention": False, "connect_res_layer_num": 0,
+            "encoder_num_resblocks": 3,
+        },
+        (1, 3, 5, 16, 24),
+    ),
+    "8x8x8": ({**_NARROW, "norm_type": "layernorm", "t_interpolation": "trilinear", **_DEEP}, (1, 3, 17, 16, 16)),
+    "one frame": ({**_NARROW, "norm_type": "layernorm", "t_interpolation": "trilinear"}, (2, 3, 1, 24, 40)),
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(CONFIGS))
+def case(request):
+    """(spec, video, noise for the posterior)."""
+    config, shape = CONFIGS[request.param]
+    spec = WFVAESpec.from_config(config)
+    latent = (shape[0], spec.latent_dim, *spec.latent_size(*shape[2:]))
+    return spec, fill.input_tensor("video", shape), fill.input_tensor("noise", latent)
+
+
+def forward(backend, case):
+    spec, video, noise = case
+    vae = vaes.build(backend, spec)
+    with vae.no_grad(), vae.record() as layers:
+        video, posterior = vae.model(vae.tensor(video), vae.tensor(noise))
+    return layers, {"video": vae.array(video), "mean": vae.array(posterior.mean), "std": vae.array(posterior.std)}
+
+
+def test_every_layer(case):
+    truth, own, found = (forward(b, case) for b in ("truth", "torch", "mindspore"))
+    assert set(truth[0]) == set(found[0]), "modules of one backend only"
+    allowance = vaes.Allowance()
+    for path, calls in truth[0].items():  # in the order of execution
+        for exact, reference, array in zip(calls, own[0][path], found[0][path], strict=True):
+            worst = np.abs(array - exact).max()
+            allowed = allowance(exact, reference)
+            assert worst <= allowed, f"{path}: {worst:.2e} from float64, allowed {allowed:.2e}"
+    for name in truth[1]:
+        worst, allowed = np.abs(found[1][name] - truth[1][name]).max(), allowance(truth[1][name], own[1][name])
+        assert worst <= allowed, f"{name}: {worst:.2e} from float64, allowed {allowed:.2e}"
+
+
+def objective(video, posterior, projection):
+    """A scalar that every output moves: a random projection of the video, and the KL divergence."""
+    return (video * projection).sum() + 0.01 * posterior.kl().mean()
+
+
+def projection(shape):
+    return fill.input_tensor("projection", shape) / np.float32(np.prod(shape))
+
+
+def gradients_torch(backend, case):
+    import torch
+
+    spec, video, noise = case
+    vae = vaes.build(backend, spec)
+    x = vae.tensor(video).requires_grad_()
+    out, posterior = vae.model(x, vae.tensor(noise))
+    parameters = {n: p for n, p in vae.model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(
+        objective(out, posterior, vae.tensor(projection(tuple(out.shape)))), [x, *parameters.values()]
+    )
+    return {name: vae.array(g) for name, g in zip(["input", *parameters], found, strict=True)}
+
+
+def gradients_mindspore(case):
+    import mindspore as ms
+
+    spec, video, noise = case
+    vae = vaes.build("mindspore", spec)
+    noise = vae.tensor(noise)
+    frames = spec.video_size(*noise.shape[2:])
+    weight = vae.tensor(projection((video.shape[0], 3, *frames)))
+
+    def loss(x):
+        out, posterior = vae.model(x, noise)
+        return objective(out, posterior, weight)
+
+    parameters = vae.model.trainable_params()
+    input_gradient, found = ms.grad(loss, 0, parameters)(vae.tensor(video))
+    names = [p.name for p in parameters]
+    return {"input": vae.array(input_gradient)} | {n: vae.array(g) for n, g in zip(names, found, strict=True)}
+
+
+def test_every_gradient(case):
+    truth, own = gradients_torch("truth", case), gradients_torch("torch", case)
+    found = gradients_mindspore(case)
+    assert set(found) == set(truth), "trained parameters differ"
+    assert not set(found) & case[0].optional(), "a Haar filter is trained"
+    allowance = vaes.Allowance()
+    for name in [*reversed(list(truth)[1:]), "input"]:  # errors travel backwards
+        worst, allowed = np.abs(found[name] - truth[name]).max(), allowance(truth[name], own[name])
+        assert worst <= allowed, f"{name}: {worst:.2e} from float64, allowed {allowed:.2e}"
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_types(case, dtype):
+    """Weights and activations in half types, kernels inside in float32: both backends err alike."""
+    spec, video, noise = case
+    results = []
+    for backend, kind in (("truth", "fp32"), ("torch", dtype), ("mindspore", dtype)):
+        vae = vaes.build(backend, spec, dtype=kind)
+        with vae.no_grad():
+            latents = vae.model.encode(vae.tensor(video)).sample(vae.tensor(noise))
+            assert latents.dtype == vae.dtype
+            results.append((vae.array(latents), vae.array(vae.model.decode(latents))))
+    for exact, reference, found in zip(*results, strict=True):
+        own, error = (float(np.sqrt(((a - exact) ** 2).mean())) for a in (reference, found))
+        assert 0 < error <= 2 * own, f"rms {error:.2e} from float64, the reference's own {own:.2e}"
