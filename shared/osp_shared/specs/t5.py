@@ -120,9 +120,11 @@ def _topology(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, str
     for name in ("shared.weight", q, wi, _BUCKETS):
         if len(shapes.get(name, ())) != 2:
             raise OspError(f"not the weights of a gated T5 encoder (mT5, T5 v1.1): no matrix {name}")
-    blocks = [n.split(".")[2] for n in shapes if n.startswith("encoder.block.")]
-    last = max(int(i) for i in blocks if i.isdigit())
+    blocks = {n.split(".")[2] for n in shapes if n.startswith("encoder.block.")}
+    last = len(blocks) - 1  # a count, so that no number inside a name decides how long the list gets
     buckets, heads = shapes[_BUCKETS]
+    if not heads:
+        raise OspError(f"not the weights of a gated T5 encoder (mT5, T5 v1.1): {_BUCKETS} is empty")
     return {
         "vocab_size": (shapes["shared.weight"][0], "shared.weight"),
         "d_model": (shapes["shared.weight"][1], "shared.weight"),
