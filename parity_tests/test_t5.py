@@ -1,18 +1,20 @@
 """The T5 / mT5 encoder: golden numbers on both backends, parity of every module and gradient, buckets, half types."""
 
-import golden_files
 import numpy as np
 import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
+import golden_files
 import osp_mindspore  # noqa: F401  sets MindSpore up
-from osp_mindspore import checkpoint as ms_checkpoint, t5 as ms_t5
+from osp_mindspore import checkpoint as ms_checkpoint
+from osp_mindspore import t5 as ms_t5
 from osp_shared import fill
 from osp_shared.errors import OspError
 from osp_shared.geometry.relative import bucket, bucket_table
 from osp_shared.specs.t5 import ALIAS, RELEASED, T5Spec
-from osp_torch import checkpoint as torch_checkpoint, t5 as torch_t5
+from osp_torch import checkpoint as torch_checkpoint
+from osp_torch import t5 as torch_t5
 
 import mindspore as ms
 
@@ -70,7 +72,7 @@ def inputs(lengths, width, vocab):
 
 
 def check_record(record, value):
-    """Golden record [name, shape, mean, std, l2, samples]: l2 to 1e-5 relative, samples to 1e-4, the files' own gates."""
+    """Golden record [name, shape, mean, std, l2, samples]: l2 to 1e-5 relative, samples to 1e-4: the files' gates."""
     name, shape, mean, std, l2, samples = record
     value = value.reshape(shape)
     np.testing.assert_allclose(np.linalg.norm(value), l2, rtol=1e-5, err_msg=name)

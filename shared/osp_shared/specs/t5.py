@@ -43,7 +43,8 @@ class T5Spec:
 
     def __post_init__(self):
         if self.feed_forward_proj != "gated-gelu":
-            raise OspError(f"T5 config: feed_forward_proj is {self.feed_forward_proj!r}, must be 'gated-gelu' (mT5, v1.1)")
+            form = self.feed_forward_proj
+            raise OspError(f"T5 config: feed_forward_proj is {form!r}, must be 'gated-gelu' (mT5, T5 v1.1)")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> T5Spec:
