@@ -31,8 +31,8 @@ COMMANDS = (
     Command("rec-image", "a picture through the autoencoder and back", "osp_tools.rec_image"),
     Command("convert", "weights from any format to torch or MindSpore, checked and verified", "osp_tools.convert"),
     Command("merge", "the shards of a model into one safetensors file", "osp_tools.merge"),
-    Command("inspect", "what a checkpoint holds: model, topology, sizes, fingerprint, what loads it", "osp_tools.inspect"),
-    Command("demo", "both jobs on both backends with tiny untrained weights, and a table of differences", "osp_tools.demo"),
+    Command("inspect", "what a checkpoint holds: model, topology, sizes, fingerprint", "osp_tools.inspect"),
+    Command("demo", "both jobs on both backends with tiny weights, and a table of differences", "osp_tools.demo"),
     Command("bench", "speed and memory of both backends beside a plain matrix product", "osp_tools.bench"),
 )
 
@@ -41,14 +41,14 @@ class Parser(argparse.ArgumentParser):
     """Bad flags are one-line errors like any other bad input; abbreviations are not guessed."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=Formatter, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Formatter, **kwargs})
         self.left_out: dict[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         raise OspError(message)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse, but nothing is left unknown; a flag of the original with no meaning here is told with the reason."""
+        """As argparse, but nothing is left unknown; a flag of the original without meaning here is told why."""
         for flag in (a.split("=")[0] for a in args or ()):
             if flag in self.left_out:
                 raise OspError(f"{flag}: {self.left_out[flag]}")
@@ -77,7 +77,14 @@ def contents() -> str:
     width = max(len(c.name) for c in COMMANDS) + 2
     lines = [f"  {c.name:{width}}{c.help}" for c in COMMANDS]
     return "\n".join(
-        ["usage: osp COMMAND [options]", "", "Open-Sora Plan v1.3 on MindSpore, and its PyTorch reference.", "", *lines, ""]
+        [
+            "usage: osp COMMAND [options]",
+            "",
+            "Open-Sora Plan v1.3 on MindSpore, and its PyTorch reference.",
+            "",
+            *lines,
+            "",
+        ]
         + ["  osp COMMAND --help    the options of a command", "  osp --version"]
     )
 
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except MemoryError as error:
-        return fail(f"out of memory ({error or 'an array could not be allocated'}); smaller sizes or --enable_tiling need less")
+        return fail(f"out of memory ({error or 'array too large'}); --enable_tiling or smaller sizes need less")
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
@@ -122,7 +129,9 @@ def find(name: str) -> Command:
             return command
     names = [c.name for c in COMMANDS]
     close = get_close_matches(name, names, 1)
-    raise OspError(f"unknown command {name}; " + (f"did you mean {close[0]}?" if close else f"one of {', '.join(names)}"))
+    raise OspError(
+        f"unknown command {name}; " + (f"did you mean {close[0]}?" if close else f"one of {', '.join(names)}")
+    )
 
 
 def fail(message: str) -> int:
