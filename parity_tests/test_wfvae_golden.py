@@ -18,8 +18,13 @@ from osp_shared.errors import OspError
 from osp_shared.geometry.chunks import Tiling
 from osp_shared.specs.wfvae import WFVAESpec
 
-FILES = [pytest.param(golden_files.load(p), id=p.stem) for p in golden_files.files("wfvae", "cases")]
 CASES = golden_files.items("wfvae", "cases", lambda case: case["id"])
+
+
+def with_section(section):
+    """Parametrize over the files that have it."""
+    files = golden_files.files("wfvae", section)
+    return pytest.mark.parametrize("golden", [pytest.param(golden_files.load(p), id=p.stem) for p in files])
 
 
 def salt(golden) -> str:
@@ -58,7 +63,8 @@ def check_row(name: str, array: np.ndarray, row: list, tolerance: float) -> None
 def run(golden, case, backend):
     """({path: outputs}, {mean, logvar, dec: output}) of one case."""
     vae = vaes.build(backend, spec_of(golden, case["cfg"]), salt(golden))
-    plan = Tiling("upstream", case["t_chunk_enc"], case["t_chunk_dec"]) if case["tile"] else None
+    chunk = {key: case[key] for key in ("t_chunk_enc", "t_chunk_dec") if key in case}
+    plan = Tiling("upstream", **chunk) if case.get("tile") else None
     x = vae.tensor(draw(golden, case["input"]))
     outputs = {}
     with vae.no_grad(), vae.record({row[0] for row in case.get("trace", ())}) as layers:
@@ -102,7 +108,7 @@ def test_case(golden, case, backend):
         check_row(name, outputs[name], row, allowance(true_outputs[name], own_outputs[name]))
 
 
-@pytest.mark.parametrize("golden", FILES)
+@with_section("fill_probe_first4")
 def test_fill_rule(golden):
     """The weights and inputs that everything else here is computed from."""
     shapes = [spec_of(golden, name).parameters() for name in golden["configs"]]
@@ -115,7 +121,7 @@ def test_fill_rule(golden):
         assert any(np.allclose(s, np.float32(first), rtol=2 * vaes.UNIT) for s in starts), label
 
 
-@pytest.mark.parametrize("golden", FILES)
+@with_section("configs")
 def test_configs(golden):
     for name, config in golden["configs"].items():
         spec = spec_of(golden, name)
@@ -124,7 +130,7 @@ def test_configs(golden):
 
 
 @pytest.mark.parametrize("backend", vaes.BACKENDS)
-@pytest.mark.parametrize("golden", FILES)
+@with_section("raises")
 def test_raises(golden, backend):
     """Lengths that the original's chunks cannot do end in an error here too, and no other."""
     wrong = []
@@ -132,8 +138,8 @@ def test_raises(golden, backend):
         deep, half, chunk, tiled, axis, size = re.fullmatch(
             r"err_(888_)?(enc|dec)(\d*)_(tiled_)?([tTh])(\d+)", label
         ).groups()
-        name = next(n for n in golden["configs"] if spec_of(golden, n).level1_is_3d == bool(deep))
-        spec = spec_of(golden, name)
+        specs = (spec_of(golden, name) for name in golden["configs"])
+        spec = next(s for s in specs if s.level1_is_3d == bool(deep))
         vae = vaes.build(backend, spec, salt(golden))
         plan = Tiling("upstream", **({f"t_chunk_{half}": int(chunk)} if chunk else {})) if tiled else None
         frames, height = (1, int(size)) if axis == "h" else (int(size), 16)
@@ -182,7 +188,7 @@ def haar_layers(backend):
 
 
 @pytest.mark.parametrize("backend", vaes.BACKENDS)
-@pytest.mark.parametrize("golden", FILES)
+@with_section("haar")
 def test_haar(golden, backend):
     """Labels chain: an inverse is taken `of_that`, the last forward result; `same_input` is the last input."""
     layers = haar_layers(backend)
@@ -207,7 +213,7 @@ def test_haar(golden, backend):
 
 
 @pytest.mark.parametrize("backend", vaes.BACKENDS)
-@pytest.mark.parametrize("golden", FILES)
+@with_section("posterior")
 def test_posterior(golden, backend):
     section = golden["posterior"]
     found, truth, own = (posterior_numbers(golden, section, b) for b in (backend, "truth", "torch"))
@@ -236,7 +242,7 @@ def posterior_numbers(golden, section, backend):
 
 
 @pytest.mark.parametrize("backend", vaes.BACKENDS)
-@pytest.mark.parametrize("golden", FILES)
+@with_section("wrapper")
 def test_scaled_latents(golden, backend):
     section = golden["wrapper"]
     latent, video = "encode_with_mode_instead_of_sample", "decode_of_that(b,t,c,h,w)"

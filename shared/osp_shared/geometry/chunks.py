@@ -112,7 +112,7 @@ def spans(cells: int, size: int, overlap: int, scale: int = 1) -> list[Span]:
     """Tiles of equal size over an axis, evenly spread, sharing at least `overlap` cells with each neighbour.
 
     scale: window entries per cell, for an output finer than the cells. Where tiles meet, each fades out over the
-    shared stretch; windows of all tiles sum to one everywhere.
+    middle of the shared stretch; windows of all tiles sum to one everywhere.
     """
     if cells <= size:
         return [Span(0, cells, np.ones(cells * scale))]
@@ -128,8 +128,11 @@ def spans(cells: int, size: int, overlap: int, scale: int = 1) -> list[Span]:
 
 
 def _fade(length: int, before: int, after: int) -> np.ndarray:
-    """One inside, falling linearly towards an end over the entries shared there with a neighbour."""
-    i = np.arange(length)
-    rise = (i + 0.5) / before if before else np.ones(length)
-    fall = (length - 0.5 - i) / after if after else np.ones(length)
-    return np.minimum(1.0, np.minimum(rise, fall))
+    """One inside, falling to zero towards an end over the middle half of the entries shared there with a neighbour.
+
+    The quarter next to the cut is left to the neighbour: it saw zeros where the picture goes on.
+    """
+    i = np.arange(length) + 0.5
+    rise = np.clip(2 * i / before - 0.5, 0.0, 1.0) if before else np.ones(length)
+    fall = np.clip(2 * (length - i) / after - 0.5, 0.0, 1.0) if after else np.ones(length)
+    return np.minimum(rise, fall)

@@ -133,7 +133,7 @@ def encode(model, video_B3THW, plan: Tiling):
     B, _, T, H, W = video_B3THW.shape
     t, h, w = model.spec.latent_size(T, H, W)
     size, overlap = plan.tile_size // CELL, plan.tile_overlap // CELL
-    moments = video_B3THW.new_zeros((B, 2 * model.spec.latent_dim, t, h, w), dtype=torch.float32)
+    moments = _zeros(video_B3THW, (B, 2 * model.spec.latent_dim, t, h, w))
     for row in spans(h, size, overlap):
         for column in spans(w, size, overlap):
             bottom = H if row.stop == h else row.stop * CELL  # rows and columns that fill no cell go to the last tile
@@ -156,10 +156,15 @@ def decode(model, latents_BCTHW, plan: Tiling):
             tile = latents_BCTHW[..., row.start : row.stop, column.start : column.stop]
             part = _decode_chunks(model, tile, plan)
             if video is None:
-                video = part.new_zeros((*part.shape[:3], h * CELL, w * CELL), dtype=torch.float32)
+                video = _zeros(part, (*part.shape[:3], h * CELL, w * CELL))
             part = part * _window(row, column, video)
             video[..., row.start * CELL : row.stop * CELL, column.start * CELL : column.stop * CELL] += part
     return video.to(latents_BCTHW.dtype)
+
+
+def _zeros(like, shape):
+    """Where tiles are summed: float32 for half types."""
+    return torch.zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def _window(row, column, like):
