@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,15 +12,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from osp_shared.traces.format import Recorder, Trace
-from osp_shared.traces.tap import SILENT, Arrays, Tap, weight_reduction
-from osp_torch import kernels
+from osp_shared import fill
+from osp_shared.errors import OspError
+from osp_shared.traces.cases import SHORT, Case
+from osp_shared.traces.format import FULL_LIMIT, Recorder, Trace
+from osp_shared.traces.tap import SILENT, Arrays, CaptureFailed, Tap, weight_reduction
+from osp_torch import checkpoint, kernels
 from osp_torch.checkpoint import to_tensor
-
-KERNELS = (
-    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "gelu_erf", "gelu_tanh", "group_norm",
-    "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear", "upsample_nearest2d",
-)  # fmt: skip
 
 
 def is_tensor(value: object) -> bool:
@@ -49,12 +49,23 @@ def modules(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return list(model.named_modules())
 
 
+def kernel_functions() -> dict[str, Callable]:
+    """Public functions of the backend's `kernels`, whose calls become parts of the modules that make them."""
+    return {
+        name: f for name, f in vars(kernels).items()
+        if inspect.isfunction(f) and not name.startswith("_") and name != "raised"
+    }  # fmt: skip
+
+
 @contextmanager
 def tapped(model: torch.nn.Module, recorder: Recorder, *, feed: Trace | None = None, step: int = -1,
-           only: set[str] | None = None, with_kernels: bool = True) -> Iterator[Tap]:  # fmt: skip
-    """Tap every module (those named in `only`, when given) and kernel of `model` inside the block."""
+           only: set[str] | None = None, with_kernels: bool = True, entry: str = "") -> Iterator[Tap]:  # fmt: skip
+    """Tap every module (those named in `only`, when given) and kernel of `model` inside the block.
+
+    entry: the method that is the model's own record, when it is not the forward pass.
+    """
     tap = Tap(recorder, ARRAYS, feed, step)
-    originals = {name: getattr(kernels, name) for name in KERNELS} if with_kernels else {}
+    originals = kernel_functions() if with_kernels else {}
     watched = []
     try:
         for path, module in modules(model):
@@ -62,15 +73,15 @@ def tapped(model: torch.nn.Module, recorder: Recorder, *, feed: Trace | None = N
                 continue
             weight = getattr(module, "weight", None)
             shape = tuple(weight.shape) if is_tensor(weight) else None
-            kind = type(module).__name__
-            watched.append(module)
-            module.__dict__["forward"] = tap.around(path, kind, module.forward, weight_reduction(kind, shape))
+            kind, method = type(module).__name__, entry if entry and not path else "forward"
+            watched.append((module, method))
+            module.__dict__[method] = tap.around(path, kind, getattr(module, method), weight_reduction(kind, shape))
         for name, function in originals.items():
             setattr(kernels, name, tap.around_kernel(name, function))
         yield tap
     finally:
-        for module in watched:
-            module.__dict__.pop("forward", None)
+        for module, method in watched:
+            module.__dict__.pop(method, None)
         for name, function in originals.items():
             setattr(kernels, name, function)
 
@@ -80,3 +91,62 @@ def gradients(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> dict[
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(), [p for _, p in named], allow_unused=True)
     return {name: to_numpy(g) for (name, _), g in zip(named, found, strict=True) if g is not None}
+
+
+def build(case: Case, dtype: str) -> torch.nn.Module:
+    """The case's model with its weights in `dtype` (float64, float32, ...)."""
+    place = case.place
+    model_class = getattr(importlib.import_module(f"osp_torch.{place.module}"), place.cls)
+    if SHORT.get(dtype) not in checkpoint.DTYPES:
+        known = ", ".join(long for long, short in SHORT.items() if short in checkpoint.DTYPES)
+        raise OspError(f"dtype {dtype}: this backend runs {known}")
+    return checkpoint.build(model_class, case.spec(), case.reader(), SHORT[dtype])
+
+
+def arguments(case: Case, dtype: str) -> list:
+    """The case's inputs as tensors; floating ones in `dtype`."""
+    target = checkpoint.DTYPES[SHORT[dtype]]
+    return [
+        None if v is None else (to_tensor(v).to(target) if v.dtype.kind == "f" else to_tensor(v))
+        for v in case.inputs.values()
+    ]
+
+
+def run_case(
+    case: Case, dtype: str, *, feed: Trace | None = None, model: torch.nn.Module | None = None, backward: bool = False,
+    only: set[str] | None = None, with_kernels: bool | None = None, full_limit: int = FULL_LIMIT,
+) -> Trace:  # fmt: skip
+    """Trace of one run: free, or forced by a `feed`; with `backward`, the parameters' gradients of a fixed projection.
+
+    Raises:
+        CaptureFailed: the model raised; it names the innermost module that was running.
+    """
+    model = model if model is not None else build(case, dtype)
+    extra = {"mode": "forced", "reference": feed.fingerprint()} if feed is not None else {}
+    passes = "backward" if backward else "forward"
+    header = case.header("torch", dtype, versions=versions(), passes=passes, **extra)
+    recorder = Recorder(header, full_limit)
+    place = case.place
+    use_kernels = place.kernels if with_kernels is None else with_kernels
+    given = arguments(case, dtype)
+    with tapped(model, recorder, feed=feed, only=only, with_kernels=use_kernels, entry=place.entry) as tap:
+        try:
+            call = getattr(model, place.entry) if place.entry else model
+            if backward:
+                grads = gradients(model, lambda: project(call(*given, **case.options)))
+            else:
+                with torch.no_grad():
+                    call(*given, **case.options)
+                grads = {}
+        except Exception as error:
+            raise CaptureFailed(tap.failed_in or "", error, recorder.trace()) from error
+    for name, value in grads.items():
+        path, _, leaf = name.rpartition(".")
+        recorder.add(path, "param_grad", value, slot=leaf, reduction=value.size)
+    return recorder.trace()
+
+
+def project(output: torch.Tensor) -> torch.Tensor:
+    """A scalar of the output: its inner product with fixed pseudo-random numbers, so every value has a gradient."""
+    probe = like(fill.input_tensor("probe", tuple(output.shape)), output)
+    return (output * probe).sum()

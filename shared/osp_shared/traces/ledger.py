@@ -46,6 +46,7 @@ class Result:
     entries: list[Entry]
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    crash: Blame | None = None  # the candidate raised
     free_decides: bool = True  # False where errors legitimately explode along the run (long trajectories)
 
     @property
@@ -55,11 +56,15 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return self.judged.passed and (self.free.passed or not self.free_decides)
+        return self.crash is None and self.judged.passed and (self.free.passed or not self.free_decides)
 
     @property
     def blames(self) -> list[Blame]:
-        return self.judged.blames or ([] if self.passed else self.free.blames)
+        found = self.judged.blames or ([] if self.passed else self.free.blames)
+        if self.crash is None:
+            return found
+        # What ran before the exception may show its cause; calls that are missing because of it do not.
+        return [blame for blame in found if not blame.why.startswith("the candidate never")] + [self.crash]
 
     @property
     def fraction(self) -> float:

@@ -188,7 +188,7 @@ def _branch(node: Mapping, depth: int) -> str:
             name = f"{name}.{only}"
         rows = _rows_of(child)
         worst = max(rows, key=lambda row: row.fraction)
-        kind = next((row.record.type for row in child.get("", []) if row.record.type), "")
+        kind = next((row.record.type for row in child.get("", []) if row.record.kind == "output"), "")
         tip = f"{worst.title}: {number(worst.fraction)} of the bound"
         hot = " hot" if worst.fraction > 1 else ""
         label = (
@@ -197,7 +197,7 @@ def _branch(node: Mapping, depth: int) -> str:
         )
         inner = _branch(child, depth + 1)
         if inner:
-            shown = " open" if worst.fraction > 1 or depth < 1 else ""
+            shown = " open" if worst.fraction > 1 or depth < 2 else ""
             out.append(f"<details{shown}><summary>{label}</summary>{inner}</details>")
         else:
             out.append(f'<div class="leaf">{label}</div>')
@@ -211,19 +211,19 @@ def _worst(item: Result, row: Row) -> str:
     comparison = item.judged
     exact = wide(comparison.truth.value(comparison.truth.by_key[row.record.key]))
     error = wide(comparison.candidate.value(row.record)) - exact
-    limit = row.bound.rel_l2 * row.error.scale
     words = (
         f"relative error {number(row.error.rel_l2)} (bound {number(row.bound.rel_l2)}, from the {row.bound.source}), "
         f"largest {number(row.error.max_abs)}, median {row.ulp[0]:.0f} ulp, shape {list(row.record.shape)}"
     )
+    limit = row.bound.max_abs
     profiles = [
-        plots.profile(np.sqrt(np.nanmean(_along(error, axis) ** 2, axis=1)), f"axis {axis} ({n})", limit)
+        plots.profile(np.nanmax(np.abs(_along(error, axis)), axis=1), f"largest along axis {axis} ({n})", limit)
         for axis, n in enumerate(error.shape) if 1 < n <= 512
     ]  # fmt: skip
     return (
         f"<h3>Layer nearest to its bound: {escape(row.title)}</h3><p class='soft'>{escape(words)}</p>"
         '<div class="pair"><figure>' + plots.histogram(error, limit) +
-        "<figcaption>errors in units of the bound (counts on a log scale); green lies within</figcaption></figure>"
+        "<figcaption>errors in units of their bound (counts on a log scale); green lies within</figcaption></figure>"
         f"<figure>{_heat(error)}<figcaption>absolute error, folded to two axes; dark is none, "
         f"pale is {number(float(np.nanmax(np.abs(error), initial=0.0)))}</figcaption></figure></div>"
         f'<div class="flow">{"".join(profiles)}</div>'

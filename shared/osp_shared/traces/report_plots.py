@@ -104,7 +104,7 @@ def depth_chart(points: Sequence[dict], width: int = 1040, height: int = 300) ->
     out.append(f'<path d="{_path([*allowed, (xs[-1], top), (xs[0], top)])} Z" fill="{BOUND}" opacity=".07"/>')
     out.append(f'<path d="{_path(allowed)}" fill="none" stroke="{BOUND}" stroke-width="1" stroke-dasharray="4 3"/>')
     for key, ink, wide_px in (("yardstick", YARDSTICK, 1.0), ("total", TOTAL, 1.6)):
-        line = [(x, y(p[key])) for x, p in zip(xs, points, strict=True) if not math.isnan(p[key])]
+        line = [(x, y(p[key])) for x, p in zip(xs, points, strict=True) if p[key] > 0]
         if line:
             out.append(f'<path d="{_path(line)}" fill="none" stroke="{ink}" stroke-width="{wide_px}"/>')
     for x, p in zip(xs, points, strict=True):
@@ -171,8 +171,9 @@ def butterfly(rows: Sequence[dict], width: int = 1040) -> str:
         out.append(f'{bar} fill="{TOTAL}" opacity=".75"/>')
         out.append(f'<text x="{mid_r + inherited + 5:.1f}" y="{y + 10}" class="small">{number(r["inherited"])}'
                    f"{growth(r['amplification'])}</text>")  # fmt: skip
-        out.append(f'<text x="{mid_l - local - 5:.1f}" y="{y + 10}" text-anchor="end" class="small">'
-                   f"{number(r['local'])}</text>")  # fmt: skip
+        shift, anchor, shade = (-5, "start", "#fff") if local > 48 else (5, "end", "#52606d")
+        out.append(f'<text x="{mid_l - local - shift:.1f}" y="{y + 10}" class="small" text-anchor="{anchor}" '
+                   f'fill="{shade}">{number(r["local"])}</text>')  # fmt: skip
         ink = f' fill="{BAD}" font-weight="600"' if r["failed"] else ""
         title = r["title"] if len(r["title"]) < 52 else "…" + r["title"][-51:]
         out.append(f'<text x="{(mid_l + mid_r) / 2}" y="{y + 10}" text-anchor="middle"{ink}>{escape(title)}</text>')
@@ -184,10 +185,10 @@ def growth(amplification: float) -> str:
 
 
 def histogram(error: np.ndarray, unit: float, width: int = 500, height: int = 190) -> str:
-    """Signed errors in units of `unit` (the bound's root mean square), with the bound's edges marked."""
+    """Signed errors in units of `unit` (the bound on the largest), with the bound's edges where they are in sight."""
     left, bottom = 8, 26
-    scaled = error[np.isfinite(error)].ravel() / unit if unit > 0 else error.ravel()
-    limit = max(1.25, float(np.quantile(np.abs(scaled), 0.999, method="higher")) if scaled.size else 1.25)
+    scaled = error[np.isfinite(error)].ravel() / unit if unit > 0 else error[np.isfinite(error)].ravel()
+    limit = 1.05 * float(np.max(np.abs(scaled), initial=0.0)) or 1.0
     counts, edges = np.histogram(np.clip(scaled, -limit, limit), bins=61, range=(-limit, limit))
     peak = math.log1p(max(1, counts.max()))
 
@@ -195,20 +196,24 @@ def histogram(error: np.ndarray, unit: float, width: int = 500, height: int = 19
         return left + (v + limit) / (2 * limit) * (width - 2 * left)
 
     out = [f'<svg viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="histogram of errors">']
-    inside = f'x="{x(-1):.1f}" y="6" width="{x(1) - x(-1):.1f}" height="{height - bottom - 6}"'
+    edge = min(1.0, limit)
+    inside = f'x="{x(-edge):.1f}" y="6" width="{x(edge) - x(-edge):.1f}" height="{height - bottom - 6}"'
     out.append(f'<rect {inside} fill="#e9f5f0"/>')
     for count, a, b in zip(counts, edges, edges[1:], strict=False):
         tall = math.log1p(count) / peak * (height - bottom - 10)
         ink = LOCAL if abs(a + b) / 2 <= 1 else BAD
         out.append(f'<rect x="{x(a) + 0.5:.1f}" y="{height - bottom - tall:.1f}" width="{x(b) - x(a) - 1:.1f}" '
                    f'height="{tall:.1f}" fill="{ink}"/>')  # fmt: skip
-    for v in (-limit, -1, 0, 1, limit) if limit > 1.6 else (-1, 0, 1):
-        out.append(f'<text x="{x(v):.1f}" y="{height - 9}" text-anchor="middle">{number(v) if v else "0"}</text>')
+    marks = (-1, 0, 1) if 1 <= limit < 8 else (-limit / 1.05, 0, limit / 1.05)
+    for v in marks:
+        text = "0" if v == 0 else f"{'-' if v < 0 else ''}{number(abs(v))}"
+        place = min(max(x(v), 24), width - 24)
+        out.append(f'<text x="{place:.1f}" y="{height - 9}" text-anchor="middle">{text}</text>')
     return "".join(out) + "</svg>"
 
 
 def profile(values: np.ndarray, label: str, limit: float, width: int = 240, height: int = 92) -> str:
-    """Error (root mean square) along one axis of a tensor, against the bound: shows an edge, a frame, a channel."""
+    """Largest error at each index of one axis, against the bound: shows an edge, a frame, a channel."""
     left, bottom, top = 6, 18, 8
     top_value = max(float(values.max(initial=0.0)), limit) or 1.0
     step = (width - 2 * left) / len(values)

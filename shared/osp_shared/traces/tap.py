@@ -24,6 +24,15 @@ SINGLE_KERNEL = {"Linear", "Conv2d", "Conv3d", "LayerNorm", "ChannelLayerNorm", 
 SILENT = {"Dropout", "Identity", "ModuleList", "CellList", "Sequential", "SequentialCell"}
 
 
+class CaptureFailed(RuntimeError):
+    """A model raised while it was captured. `path`: the innermost module running; `trace`: what was recorded before."""
+
+    def __init__(self, path: str, error: Exception, trace: Trace):
+        text = str(error).strip().splitlines()
+        super().__init__(f"{path or '(model)'}: {type(error).__name__}: {text[0] if text else ''}")
+        self.path, self.trace = path, trace
+
+
 @dataclass
 class Frame:
     path: str
@@ -155,20 +164,22 @@ def weight_reduction(type: str, weight_shape: tuple[int, ...] | None) -> Callabl
     return lambda args: length
 
 
-# Vector libraries differ by up to four units in the last place in exp, tanh and erf; a sum of 256 terms costs as much.
-TRANSCENDENTAL = 256
+# Vector libraries compute exp, tanh and erf by short polynomials, off by up to eight unit round-offs where libm is off
+# by one (MindSpore's CPU sigmoid: 3e-7 root mean square, 8e-7 at most). A sum of 1024 terms costs as much.
+TRANSCENDENTAL = 1024
+SOFTMAX = 4096  # an exponential of a difference of logits, over a sum of exponentials: twice that
 
 
 def kernel_reduction(name: str) -> Callable | None:
     """Length of the longest sum in a kernel, from its arguments."""
     if name == "attention":
-        return lambda args: max(args[0].shape[-1], args[1].shape[-2], TRANSCENDENTAL)
-    if name in ("gelu_erf", "gelu_tanh", "silu"):
+        return lambda args: max(args[0].shape[-1], args[1].shape[-2], SOFTMAX)
+    if name in ("exp", "gelu_erf", "gelu_tanh", "silu"):
         return lambda args: TRANSCENDENTAL
     if name in ("linear", "conv2d", "conv3d"):
         return lambda args: int(np.prod(args[1].shape[1:]))
     if name == "softmax":
-        return lambda args: max(args[0].shape[-1], TRANSCENDENTAL)
+        return lambda args: max(args[0].shape[-1], SOFTMAX)
     if name in ("layer_norm", "rms_norm"):
         return lambda args: args[0].shape[-1]
     if name == "channel_layer_norm":

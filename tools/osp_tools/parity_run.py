@@ -1,0 +1,141 @@
+"""Runs of the parity suite: the reference in float64 and in the candidate's dtype, the candidate, free and forced."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from osp_shared import fill
+from osp_shared.errors import OspError
+from osp_shared.traces import Blame, Result, Trace, compare, result
+from osp_shared.traces.cases import WFVAE_GROUPS, Case, dit, t5, wfvae, wfvae_tiled, with_changes
+from osp_shared.traces.tap import CaptureFailed, rounded
+
+TRUTH = "float64"
+
+
+def backend_capture(name: str):
+    """The capture module of `torch` or `mindspore`; imports the framework."""
+    try:
+        return importlib.import_module(f"osp_{name}.capture")
+    except ModuleNotFoundError as error:
+        raise OspError(f"backend {name}: {error.name} is not installed; pip install -e '.[{name}]'") from None
+
+
+@dataclass
+class References:
+    """Everything the reference says about a case: made once, whatever is then done to the candidate."""
+
+    case: Case
+    dtype: str
+    only: set[str] | None
+    truth: Trace
+    yardstick: Trace
+    feed: Trace
+    truth_forced: Trace
+    yardstick_forced: Trace
+
+
+def references(case: Case, dtype: str, only: set[str] | None = None) -> References:
+    """Four runs of the reference: float64 and `dtype`, free and fed with the float64 values rounded to `dtype`."""
+    reference = backend_capture("torch")
+    model64, model = reference.build(case, TRUTH), reference.build(case, dtype)
+    truth = reference.run_case(case, TRUTH, model=model64, only=only, full_limit=1 << 62)
+    yardstick = reference.run_case(case, dtype, model=model, only=only, full_limit=1 << 62)
+    feed = rounded(truth, dtype)
+    forced = [
+        reference.run_case(case, name, model=m, only=only, feed=feed, full_limit=1 << 62)
+        for name, m in ((TRUTH, model64), (dtype, model))
+    ]
+    return References(case, dtype, only, truth, yardstick, feed, *forced)
+
+
+def judge(known: References, candidate: str = "mindspore", patch: Callable | None = None, name: str = "") -> Result:
+    """Both runs of the candidate against the reference; `patch` is a context it is built and run in."""
+    start = time.perf_counter()
+    capture = backend_capture(candidate)
+    case, dtype = known.case, known.dtype
+    crashes = []
+
+    def attempt(model, feed: Trace | None) -> Trace:
+        try:
+            return capture.run_case(case, dtype, model=model, only=known.only, feed=feed, full_limit=1 << 62)
+        except CaptureFailed as failed:
+            crashes.append(failed)
+            return failed.trace
+
+    with patch() if patch is not None else nullcontext():
+        model = capture.build(case, dtype)
+        # Forced first: a shape error there lies in the part that made the shape, not in one that met it later.
+        forced, free = attempt(model, known.feed), attempt(model, None)
+    item = result(
+        name or f"{case.name} {dtype}",
+        compare(free, known.yardstick, known.truth),
+        compare(forced, known.yardstick_forced, known.truth_forced),
+        seconds=time.perf_counter() - start,
+    )
+    if crashes:
+        item.crash = Blame(crashes[0].path, crashes[0].path or "(model)", f"raised {crashes[0]}")
+    return item
+
+
+def common_modules(case: Case, candidate: str) -> set[str] | None:
+    """Module paths that both backends have, where one of them wraps a library's own tree."""
+    if not case.place.common_only:
+        return None
+    trees = [backend_capture(name) for name in ("torch", candidate)]
+    names = [{path for path, _ in tree.modules(tree.build(case, "float32"))} for tree in trees]
+    return names[0] & names[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the suite."""
+
+    case: Case
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} {self.dtype}"
+
+    def references(self, candidate: str):
+        return references(self.case, self.dtype, common_modules(self.case, candidate))
+
+    def judge(self, known, candidate: str, patch: Callable | None = None) -> Result:
+        return judge(known, candidate, patch, self.name)
+
+
+def quick_runs(salt: str = "") -> list[Run]:
+    """The quick suite: every model with tiny widths and full topology, and the half types of an Ascend rehearsed."""
+    plain = [
+        wfvae("encode", salt=salt), wfvae("decode", salt=salt), wfvae("encode", WFVAE_GROUPS, salt=salt),
+        wfvae("decode", WFVAE_GROUPS, salt=salt), wfvae_tiled(salt), dit(salt=salt), dit(inpaint=True, salt=salt),
+        t5(salt=salt),
+    ]  # fmt: skip
+    halves = [(wfvae("decode", salt=salt), "bfloat16"), (dit(salt=salt), "bfloat16"), (dit(salt=salt), "float16")]
+    return [Run(case) for case in plain] + [Run(case, dtype) for case, dtype in halves]
+
+
+def extra_runs() -> list[Run]:
+    """Runs that faults need beside the quick suite."""
+    two = wfvae("encode", size=(5, 16, 16))
+    video = fill.input_tensor("two", (2, 3, 5, 16, 16))
+    noise = fill.input_tensor("two", (2, 8, 2, 2, 2))
+    return [Run(with_changes(two, name="wfvae-encode-batch2", inputs={"video": video, "noise": noise}))]
+
+
+def run_all(
+    runs: Iterable[Run], candidate: str, patch: Callable | None = None, tell: Callable[[str], None] = lambda text: None
+) -> list[Result]:
+    results = []
+    for run in runs:
+        start = time.perf_counter()
+        item = run.judge(run.references(candidate), candidate, patch)
+        item.seconds = time.perf_counter() - start
+        tell(f"{item.name}: {item.verdict} ({item.seconds:.1f} s)")
+        results.append(item)
+    return results
