@@ -6,7 +6,7 @@ import numpy as np
 
 from osp_mindspore import runtime, t5
 from osp_mindspore.checkpoint import DTYPES, build
-from osp_mindspore.dit.model import DiT
+from osp_mindspore.dit.model import model_class
 from osp_mindspore.wfvae.model import WFVAEModel
 from osp_shared.geometry.chunks import Tiling
 from osp_shared.loading import Weights, check_dtype
@@ -75,7 +75,8 @@ def load_vae(path, *, dtype="fp32", device=None, tiling: Tiling | None = None, c
 def load_dit(path, *, dtype="fp32", device=None) -> Denoiser:
     runtime.select(device)
     weights = Weights(path, DiTSpec)
-    return Denoiser(build(DiT, weights.spec, weights.read, check_dtype(dtype)), weights, dtype)
+    model = build(model_class(weights.spec), weights.spec, weights.read, check_dtype(dtype))
+    return Denoiser(model, weights, dtype)
 
 
 def load_text_encoder(path, *, dtype="fp32", device=None) -> TextEncoder:

@@ -13,7 +13,7 @@ from osp_shared.specs.t5 import T5Spec
 from osp_shared.specs.wfvae import WFVAESpec
 from osp_torch import t5
 from osp_torch.checkpoint import DTYPES, build
-from osp_torch.dit.model import DiT
+from osp_torch.dit.model import model_class
 from osp_torch.wfvae.model import WFVAEModel
 
 name = "torch"
@@ -83,7 +83,8 @@ def load_vae(path, *, dtype="fp32", device=None, tiling: Tiling | None = None, c
 
 def load_dit(path, *, dtype="fp32", device=None) -> Denoiser:
     weights = Weights(path, DiTSpec)
-    return Denoiser(build(DiT, weights.spec, weights.read, check_dtype(dtype)), weights, dtype, _device(device))
+    model = build(model_class(weights.spec), weights.spec, weights.read, check_dtype(dtype))
+    return Denoiser(model, weights, dtype, _device(device))
 
 
 def load_text_encoder(path, *, dtype="fp32", device=None) -> TextEncoder:

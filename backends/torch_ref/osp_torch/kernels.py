@@ -103,6 +103,17 @@ def rms_norm(x, weight, eps=1e-6):
     return weight * h.to(weight.dtype)
 
 
+def rotary(x_BNAD, cos_NPH, sin_NPH):
+    """Each head is P parts of two halves: (u, v) -> (u cos - v sin, v cos + u sin), the same angles for all heads.
+
+    Half types: every product and sum is rounded, as the released model does.
+    """
+    P, H = cos_NPH.shape[1:]
+    cos, sin = cos_NPH.unsqueeze(1), sin_NPH.unsqueeze(1)
+    u, v = x_BNAD.unflatten(3, (P, 2, H)).unbind(4)
+    return torch.cat((u * cos - v * sin, v * cos + u * sin), -1).flatten(3)
+
+
 @raised
 def gelu_tanh(x):
     return F.gelu(x, approximate="tanh")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields as dataclass_fields, replace
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from osp_shared.errors import OspError
 from osp_shared.geometry import tokens
 from osp_shared.geometry.skiparse import Skiparse
 from osp_shared.specs import fields
 
+Shape = tuple[int, ...]
 T2V_CLASS, INPAINT_CLASS = "OpenSoraT2V_v1_3", "OpenSoraInpaint_v1_3"
 
 # Activation -> width of the FFN's first linear over D, and of its second: the gated ones project twice the width.
@@ -126,7 +130,7 @@ class DiTSpec:
         """
         return tokens.grid(frames, height, width, self.patch_size)
 
-    def check_inputs(self, latents: tuple[int, ...], text: tuple[int, ...]) -> None:
+    def check_inputs(self, latents: Shape, text: Shape) -> None:
         """Raises OspError unless the shapes are (B, input_channels, T, H, W) and (B, 1, L, caption_channels)."""
         if len(latents) != 5 or latents[1] != self.input_channels:
             raise OspError(
@@ -138,13 +142,38 @@ class DiTSpec:
                 f"not {text}"
             )
 
+    def key_biases(
+        self, latents: Shape, text: Shape, video_mask: np.ndarray | None, text_mask: np.ndarray | None
+    ) -> tuple[dict[Skiparse, np.ndarray | None], np.ndarray | None]:
+        """Additive key biases of a call on latents and text of these shapes, float32; None where all is visible.
+
+        video_mask (B, T, H, W), text_mask (B, 1, L): 1 = visible; None = all visible.
+
+        Returns:
+            Self-attention's biases by block rule, each (n B, 1, 1, N' / n), and cross-attention's (B, 1, 1, L).
+
+        Raises:
+            OspError: a mask of another shape.
+        """
+        B, _, T, H, W = latents
+        L = text[2]
+        for name, mask, shape in (("video mask", video_mask, (B, T, H, W)), ("text mask", text_mask, (B, 1, L))):
+            if mask is not None and mask.shape != shape:
+                raise OspError(f"{name} of shape {mask.shape}, must be {shape} for these latents and text")
+        count = tokens.count(self.token_grid(T, H, W))
+        tokens_bias = None if video_mask is None else tokens.key_bias(tokens.pool_mask(video_mask, self.patch_size))
+        rules = dict.fromkeys(self.block_rule(index) for index in range(self.num_layers))
+        video = {rule: rule.key_bias(tokens_bias, B, count) for rule in rules}
+        text_bias = None if text_mask is None else tokens.key_bias(text_mask)
+        return video, None if text_bias is None else text_bias.reshape(B, 1, 1, L)
+
     # ---------------------------------------------------------------------------------------------------- parameters
 
     @cached_property
-    def _entries(self) -> dict[str, tuple[int, ...]]:
+    def _entries(self) -> dict[str, Shape]:
         return dict(entries(self))
 
-    def parameters(self) -> dict[str, tuple[int, ...]]:
+    def parameters(self) -> dict[str, Shape]:
         """Name -> shape of every state-dict entry, in released order."""
         return dict(self._entries)
 
@@ -156,7 +185,7 @@ class DiTSpec:
     def parameter_count(self) -> int:
         return sum(math.prod(shape) for shape in self._entries.values())
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, shapes: Mapping[str, Shape]) -> None:
         """Compare a checkpoint's shapes with this spec.
 
         Raises:
@@ -165,7 +194,7 @@ class DiTSpec:
         fields.check_shapes(self.class_name(), self._entries, shapes)
 
     @classmethod
-    def derive(cls, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None = None) -> DiTSpec:
+    def derive(cls, shapes: Mapping[str, Shape], config: Mapping[str, Any] | None = None) -> DiTSpec:
         """Topology of a checkpoint by its own keys, an `InpaintSpec` when it has the inpaint stems.
 
         What keys cannot tell (heads, activation, sparsity, scales) is taken from `config`, else from the release.
@@ -278,7 +307,7 @@ def variant(name: str, **changes: Any) -> DiTSpec:
 
 # ---------------------------------------------------------------------------------------------------------- entries
 
-Entry = tuple[str, tuple[int, ...]]
+Entry = tuple[str, Shape]
 MASKED_STEM, MASK_STEM = "pos_embed_masked_hidden_states", "pos_embed_mask"
 
 
@@ -333,14 +362,14 @@ INPAINT_WITNESS = f"{MASK_STEM}.0.proj.weight"
 Found = dict[str, tuple[Any, str]]  # config key -> (value, the tensor that shows it)
 
 
-def topology(shapes: Mapping[str, tuple[int, ...]]) -> Found:
+def topology(shapes: Mapping[str, Shape]) -> Found:
     """What the keys of a checkpoint say; `hidden_size` and `gated` stand for what several config keys decide together.
 
     Raises:
         OspError: other weights than a v1.3 transformer's.
     """
 
-    def need(name: str, rank: int) -> tuple[int, ...]:
+    def need(name: str, rank: int) -> Shape:
         if len(shapes.get(name, ())) != rank:
             raise OspError(f"not the weights of a v1.3 transformer: no tensor {name} with {rank} axes")
         return tuple(shapes[name])

@@ -13,6 +13,7 @@ from osp_mindspore.kernels import activation, conv, norm, resize
 from osp_mindspore.kernels import attention as _attention
 from osp_mindspore.kernels import haar as _haar
 from osp_mindspore.kernels import linear as _linear
+from osp_mindspore.kernels import rotary as _rotary
 from osp_mindspore.runtime import on_ascend
 
 
@@ -28,11 +29,12 @@ layer_norm, channel_layer_norm, group_norm, rms_norm = _forms(
     norm, "layer_norm", "channel_layer_norm", "group_norm", "rms_norm"
 )
 exp, gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "exp", "gelu_tanh", "gelu_erf", "silu", "softmax")
+(rotary,) = _forms(_rotary, "rotary")
 haar, inverse_haar = _forms(_haar, "haar", "inverse_haar")
 upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsample_linear")
 
 __all__ = [
     "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "exp", "gelu_erf", "gelu_tanh",
-    "group_norm", "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "silu", "softmax", "upsample_linear",
-    "upsample_nearest2d",
+    "group_norm", "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "rotary", "silu", "softmax",
+    "upsample_linear", "upsample_nearest2d",
 ]
