@@ -186,11 +186,12 @@ OPCODES = [
     b"cposix\nsystem\n(S'true'\ntR", b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R", b"itorch\nload\n", b"\x82\x01",
     b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"o", b"\x81", b"\x92", b"b", b"R", b"Q", b"Pid\n", b"\x97", b"\x98",
     b"j\xff\xff\xff\xff", b"r\xff\xff\xff\xff", b"h\xff", b"g9999999999\n", b"p-1\n", b"L" + b"9" * 3000 + b"\n",
-    b"\x8b\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\xff", b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8e" + b"\x7f" * 8,
-    b"\x96\x00\x00\x00\x00\x01\x00\x00\x00", b"\x95" + b"\xff" * 8, b"B\xff\xff\xff\x7f", b"T\xff\xff\xff\x7f", b"(", b"1",
-    b"0", b"2", b"t", b"l", b"d", b"e", b"u", b"s", b"a", b"\x90", b"\x91", b"\x8f", b"\x85" * 50, b"]" * 50, b"2\x86" * 40,
-    b"\x94", b"I" + b"1" * 5000 + b"\n", b"F1e999\n", b"Snot quoted\n", b"V\\ud800\n", b"\x93", b"c\xff\n\xff\n", b".", b"K",
-    b"ctorch\nfloat32\n", b"ctorch\nSize\n(K\x01tR", b"ccollections\nOrderedDict\n(]tR", b"ctorch\nFloatStorage\n)R",
+    b"\x8b\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\xff", b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8,
+    b"\x8e" + b"\x7f" * 8, b"\x96\x00\x00\x00\x00\x01\x00\x00\x00", b"\x95" + b"\xff" * 8, b"B\xff\xff\xff\x7f",
+    b"T\xff\xff\xff\x7f", b"(", b"1", b"0", b"2", b"t", b"l", b"d", b"e", b"u", b"s", b"a", b"\x90", b"\x91", b"\x8f",
+    b"\x85" * 50, b"]" * 50, b"2\x86" * 40, b"\x94", b"I" + b"1" * 5000 + b"\n", b"F1e999\n", b"Snot quoted\n",
+    b"V\\ud800\n", b"\x93", b"c\xff\n\xff\n", b".", b"K", b"ctorch\nfloat32\n", b"ctorch\nSize\n(K\x01tR",
+    b"ccollections\nOrderedDict\n(]tR", b"ctorch\nFloatStorage\n)R",
 ]  # fmt: skip
 
 

@@ -40,12 +40,13 @@ def _parse(path: Path, kind: str | None) -> RawCheckpoint:
     size = path.stat().st_size
     with path.open("rb") as f:
         head = f.read(512)
+    # Before the others: the length that a safetensors file starts with may begin with any byte.
+    if (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size) or path.suffix == ".safetensors":
+        return safetensors.parse(path)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         root, form = torch_pickle.parse(path)
         extents, notes = nested.select(root, path, kind)
         return RawCheckpoint(path, form, extents, {}, notes)
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
-        return safetensors.parse(path)
     if head[:1] == b"\x0a" and size > 2:
         return mindspore_ckpt.parse(path)
     raise OspError(f"{path}: {_guess(head, size)}; weights are safetensors, torch pickles or MindSpore .ckpt files")
