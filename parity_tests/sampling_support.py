@@ -1,13 +1,16 @@
-"""Helpers of the sampler and pipeline tests: golden records, and one face for the arrays of three libraries."""
+"""Helpers of the sampler and pipeline tests: golden records, arrays of three libraries, stand-in models."""
 
 from __future__ import annotations
 
-import ml_dtypes
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
 import numpy as np
 
 from osp_shared.fill import input_tensor
+from osp_shared.sampling import NUMPY_TYPES, SampleRequest, TextEmbeddings
 
-NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SHORT_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 UNIT = 2.0**-24  # unit round-off of float32
 HALF_UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -66,7 +69,7 @@ class Arrays:
     def of(self, x: np.ndarray):
         """float32 numpy to this type, rounded."""
         if self.library == "numpy":
-            return x.astype(NUMPY_TYPES[self.dtype])
+            return x.astype(NUMPY_TYPES[SHORT_NAMES[self.dtype]])
         if self.library == "torch":
             return self.module.from_numpy(np.ascontiguousarray(x)).to(getattr(self.module, self.dtype))
         return self.module.Tensor(x).astype(getattr(self.module, self.dtype))
@@ -81,3 +84,74 @@ class Arrays:
 
 def tagged(tag: str, shape) -> np.ndarray:
     return input_tensor(tag, tuple(shape))
+
+
+# --------------------------------------------------------------------------------------------------- stand-in models
+
+
+@dataclass
+class FakeDenoiser:
+    """Output depends on every argument: half the latents, shifted by the text, the time and the condition."""
+
+    dtype: str = "fp32"
+    condition: int = 0
+    fail_at: int | None = None
+    calls: list = field(default_factory=list)
+
+    @property
+    def spec(self):
+        return SimpleNamespace(in_channels=8, out_channels=8, input_channels=8 + self.condition, vae_scale_factor_t=4)
+
+    def __call__(self, latents, timestep, text, text_mask, video_mask=None):
+        assert all(a.dtype == np.float32 for a in (latents, timestep, text))
+        self.calls.append((latents.copy(), timestep.copy(), text, text_mask, video_mask))
+        phase = (text * text_mask[..., None]).sum(axis=(1, 2, 3)) + timestep / 100
+        wave = np.sin(phase[:, None] + np.arange(latents[0, :8].size)).reshape(-1, *latents.shape[2:])
+        extra = latents[:, 8:].mean(axis=1, keepdims=True) if self.condition else 0
+        output = 0.5 * latents[:, :8] + 0.1 * wave.reshape(len(latents), 8, *latents.shape[2:]) + 0.1 * extra
+        if len(self.calls) - 1 == self.fail_at:
+            output[0, 0, 0, 0, 0] = np.nan
+        return output.astype(NUMPY_TYPES[self.dtype]).astype(np.float32)
+
+
+class FakeAutoencoder:
+    """The stand-in of the golden pipelines: colours are the first three channels, cells are 8 x 8 x 4 pixels."""
+
+    def __init__(self, dtype: str = "fp32", stride: int = 4):
+        self.dtype, self.stride, self.encoded = dtype, stride, []
+        self.spec = SimpleNamespace(
+            stride=(stride, 8, 8), latent_dim=8, latent_size=lambda t, h, w: ((t - 1) // stride + 1, h // 8, w // 8)
+        )
+
+    def encode(self, video, noise=None):
+        self.encoded.append((video, noise))
+        B, C, F, H, W = video[:, :, :: self.stride].shape
+        cells = video[:, :, :: self.stride].reshape(B, C, F, H // 8, 8, W // 8, 8).mean(axis=(4, 6), dtype=np.float32)
+        return cells[:, [0, 1, 2, 0, 1, 2, 0, 1]]
+
+    def decode(self, latents):
+        video = np.float32(0.5) * latents[:, :3].repeat(8, axis=3).repeat(8, axis=4)
+        return np.concatenate([video[:, :, :1], video[:, :, 1:].repeat(self.stride, axis=2)], axis=2)
+
+
+def embeddings(count: int = 1, guided: bool = True) -> TextEmbeddings:
+    rng = np.random.default_rng(3)
+    text = rng.standard_normal((2, count, 6, 4)).astype(np.float32)
+    masks = np.ones((2, count, 6), np.int64)
+    masks[0, :, 4:] = 0
+    masks[1, :, 2:] = 0
+    return TextEmbeddings(text[0], masks[0], *((text[1], masks[1]) if guided else (None, None)))
+
+
+def request(**changes) -> SampleRequest:
+    values = dict(
+        text_prompt=("a cat", "a dog"),
+        num_frames=9,
+        height=32,
+        width=48,
+        sample_method="EulerAncestralDiscrete",
+        num_sampling_steps=5,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    return SampleRequest(**{**values, **changes})

@@ -1,7 +1,8 @@
 """What a backend offers to everything that is written once: three models with numpy at their border.
 
 Shapes: B batch, C channels, T frames, H W pixels or latent cells, L text tokens. Arrays are float32 whatever the
-precision inside, so two backends can be swapped under the same sampling loop and compared.
+precision inside (`dtype`: fp32, fp16 or bf16), so two backends can be swapped under the same sampling loop and
+compared.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from osp_shared.specs.wfvae import WFVAESpec
 
 class VideoAutoencoder(Protocol):
     spec: WFVAESpec
+    dtype: str
 
     def encode(self, video_BCTHW: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Scaled latents of a video in [-1, 1]: the posterior's mean, plus std * noise when noise is given."""
@@ -27,6 +29,7 @@ class VideoAutoencoder(Protocol):
 
 class Denoiser(Protocol):
     spec: DiTSpec
+    dtype: str
 
     def __call__(
         self,
@@ -41,6 +44,7 @@ class Denoiser(Protocol):
 
 class TextEncoder(Protocol):
     spec: T5Spec
+    dtype: str
 
     def __call__(self, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
         """Last hidden state (B, L, C); padding positions are not zeroed."""
