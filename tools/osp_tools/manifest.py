@@ -50,8 +50,9 @@ class Manifest:
 
     def add_weights(self, role: str, path: str) -> None:
         """Record a weight file; its fingerprint is computed beside the work unless a conversion recorded it."""
-        self.facts["weights"][role] = {"path": os.path.abspath(path)}
-        self._hashing[role] = Fingerprint(path)
+        if role not in self._hashing:
+            self.facts["weights"][role] = {"path": os.path.abspath(path)}
+            self._hashing[role] = Fingerprint(path)
 
     def add_output(self, entry: Mapping[str, Any]) -> None:
         self.facts["outputs"].append(dict(entry))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import json
@@ -56,6 +57,16 @@ class Selected:
     def precision(self, wanted: str | None, accelerated: str) -> str:
         """The user's choice, or float32 on a CPU (half types are slower and coarser there), `accelerated` elsewhere."""
         return wanted or ("fp32" if self.on_cpu else accelerated)
+
+    def release(self) -> None:
+        """Give back the memory of models that were dropped."""
+        gc.collect()
+        if self.on_cpu:
+            return
+        if self.name == "torch":
+            importlib.import_module("torch").cuda.empty_cache()
+        else:
+            importlib.import_module("mindspore").runtime.empty_cache()
 
 
 # ------------------------------------------------------------------------------------------------ backend, device

@@ -14,7 +14,9 @@ import numpy as np
 from osp_shared.backend import VideoAutoencoder
 from osp_shared.errors import OspError
 from osp_shared.geometry.chunks import Tiling
+from osp_shared.inpaint import POSTERIOR_NOISE
 from osp_shared.loading import Weights
+from osp_shared.sampling import PhiloxNoise
 from osp_shared.specs.wfvae import WFVAESpec
 from osp_shared.video.metrics import psnr, ssim
 from osp_shared.video.resize import to_uint8
@@ -82,18 +84,12 @@ class Reconstruction:
     seconds: tuple[float, float]
 
 
-def posterior_noise(seed: int, index: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of clip `index`: the same whatever the backend, batch size or number of processes."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-    return generator.standard_normal(shape, dtype=np.float32)
-
-
 def reconstruct(
     vae: VideoAutoencoder, video_BCTHW: np.ndarray, seed: int, indices: list[int], dtype: str
 ) -> Reconstruction:
     """Encode, sample the posterior, decode; quality against the input, both clamped to [0, 1]."""
     size = (vae.spec.latent_dim, *vae.spec.latent_size(*video_BCTHW.shape[2:]))
-    noise = np.stack([posterior_noise(seed, i, size) for i in indices])
+    noise = np.stack([PhiloxNoise(seed, i, POSTERIOR_NOISE).one(0, 0, size) for i in indices])
     start = time.perf_counter()
     latents = vae.encode(video_BCTHW, noise)
     middle = time.perf_counter()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from osp_shared import fill
 from osp_shared.errors import OspError
 from osp_shared.video.reader import folder_videos, load_video, probe
 from osp_shared.video.writer import check_writable, write_image, write_video
@@ -187,8 +188,7 @@ def read_clip(args: argparse.Namespace, index: int, path: Path) -> np.ndarray:
     if args.dynamic_start_index:
         slack = probe(path).frames - args.num_frames * args.sample_rate
         if slack > 0:
-            generator = np.random.Generator(np.random.Philox(key=np.array([args.seed, 1 << 32 | index], np.uint64)))
-            start = int(generator.integers(slack + 1))
+            start = int(fill.rng(f"start of video {index} under seed {args.seed}").integers(slack + 1))
     return load_video(path, args.num_frames, args.height, args.width, sample_rate=args.sample_rate, start=start)
 
 
