@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +27,6 @@ class Weights:
 
     def read(self, name: str) -> np.ndarray | None:
         return self.checkpoint.read(name) if name in self.checkpoint.shapes else None
-
-
-def read_config(path: str | Path) -> dict | None:
-    """config.json of a folder, or beside a file; None when there is none.
-
-    Raises:
-        OspError: a config.json that is not a JSON object.
-    """
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    file = folder / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OspError(f"{file}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise OspError(f"{file}: a config must be a JSON object")
-    return config
 
 
 def check_dtype(dtype: str) -> str:
