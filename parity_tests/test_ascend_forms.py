@@ -7,18 +7,21 @@ changes numbers here.
 """
 
 import importlib
+import pkgutil
 
 import numpy as np
 import pytest
 
 import osp_mindspore  # noqa: F401  sets MindSpore up
+from osp_mindspore import kernels
 from osp_shared import fill
 
 import mindspore as ms
 from mindspore import nn
 
-FORMS = {name: importlib.import_module(f"osp_mindspore.kernels.{name}") for name in
-         ("activation", "attention", "conv", "haar", "linear", "norm", "resize")}
+FORMS = {
+    m.name: importlib.import_module(f"osp_mindspore.kernels.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)
+}
 
 
 def zeros(*shape, dtype=ms.float16):
@@ -61,8 +64,10 @@ HALF = {  # form -> (output shape, tensors, constants)
     "norm.rms_norm": ((2, 3, 8), (zeros(2, 3, 8), zeros(8)), ()),
     "activation.gelu_tanh": ((3, 8), (zeros(3, 8),), ()),
     "activation.gelu_erf": ((3, 8), (zeros(3, 8),), ()),
+    "activation.exp": ((3, 8), (zeros(3, 8),), ()),
     "activation.silu": ((3, 8), (zeros(3, 8),), ()),
     "activation.softmax": ((3, 8), (zeros(3, 8),), ()),
+    "rotary.rotary": ((2, 5, 3, 12), (zeros(2, 5, 3, 12), zeros(5, 3, 2), zeros(5, 3, 2)), ()),
     "resize.upsample_nearest2d": ((1, 2, 6, 8), (zeros(1, 2, 3, 4),), ()),
     "resize.upsample_linear": ((1, 2, 3, 8, 10), (zeros(1, 2, 3, 4, 5),), ((3, 4),)),
 }
