@@ -82,8 +82,13 @@ class Arrays:
         return x.float().numpy() if self.library == "torch" else x.float().asnumpy()
 
 
-def tagged(tag: str, shape) -> np.ndarray:
-    return input_tensor(tag, tuple(shape))
+def tagged(tag: str, shape, golden: dict | None = None) -> np.ndarray:
+    """The golden files' float32 input of this name; their header may name a salt."""
+    return input_tensor(tag, tuple(shape), salt_of(golden))
+
+
+def salt_of(golden: dict | None) -> str:
+    return (golden or {}).get("header", {}).get("salt", "")
 
 
 # --------------------------------------------------------------------------------------------------- stand-in models

@@ -29,49 +29,49 @@ def label(item: dict) -> str:
 
 @pytest.mark.parametrize("golden, item", golden_files.items("scheduler", "misc", label))
 def test_golden_helpers(golden, item):
-    CHECKS[item["kind"]](item)
+    CHECKS[item["kind"]](item, golden)
 
 
-def check_rescale(item):
-    guided, text = (tagged(tag, item["shape"]) for tag in item["inputs"])
+def check_rescale(item, golden):
+    guided, text = (tagged(tag, item["shape"], golden) for tag in item["inputs"])
     # a deviation over 72 float32 numbers, and four operations
     check_record(item["out"], sampling.rescale_guided(guided, text, item["guidance_rescale"]), 1e-6)
 
 
-def check_noising(item):
+def check_noising(item, golden):
     function = {"ddpm_add_noise": schedules.add_noise, "ddpm_get_velocity": schedules.velocity}[item["kind"]]
     schedule = schedules.noise_schedule("DDPM", zero_snr=item["zero_snr"])
     shape = item["out"][1]
-    x0, noise = (tagged(tag, shape) for tag in item["inputs"])
+    x0, noise = (tagged(tag, shape, golden) for tag in item["inputs"])
     result = function(schedule, x0, noise, np.array(item["t"]))
     assert result.dtype == np.float32
     check_record(item["out"], result, 1e-6)
 
 
-def check_uint8(item):
+def check_uint8(item, golden):
     dtype = SHORT_NAMES[item["dtype"]]
     values = np.array(item["in"], np.float32).astype(sampling.NUMPY_TYPES[dtype]).astype(np.float32)
     assert to_uint8(values, dtype).tolist() == item["out"]
 
 
-def check_video_grid(item):
+def check_video_grid(item, golden):
     clips = np.stack([np.full((item["t"], item["h"], item["w"], 3), i + 1, np.uint8) for i in range(item["b"])])
     grid = video_grid(clips)
     assert list(grid.shape[:3]) == item["shape"][:3]
     assert grid[0, :, :, 0].tolist() == item["frame0_channel0"]
 
 
-def check_max_area(item):
+def check_max_area(item, golden):
     size = max_area_size(item["h"], item["w"], item["max_hxw"])
     assert list(size) == item["resized"]
     assert list(stride_crop(*size, 32)) == item["stride32_crop_i_j_h_w"]
 
 
-def check_center_crop(item):
+def check_center_crop(item, golden):
     assert list(aspect_crop(item["h"], item["w"], *item["target"])) == [*item["i_j"], *item["crop_h_w"]]
 
 
-def check_mask_compressor(item):
+def check_mask_compressor(item, golden):
     mask = np.ones((1, 1, item["T"], 16, 24), np.float32)
     mask[:, :, 0] = 0
     if item["T"] > 2:

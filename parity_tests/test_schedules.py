@@ -104,17 +104,17 @@ def overshooting() -> list[int]:
 # ------------------------------------------------------------------------------------------------ golden: the samplers
 
 
-def run_trajectory(item: dict, arrays: Arrays) -> tuple[schedules.SamplerTable, list[tuple]]:
+def run_trajectory(golden: dict, item: dict, arrays: Arrays) -> tuple[schedules.SamplerTable, list[tuple]]:
     """The golden's fake model sampled with the table: [(timestep, model input, x before, x after)] in float32 numpy."""
     table, tag, shape = build(item), item["tag"], item["shape"]
-    x = schedules.initial_latents(table, arrays.of(tagged(f"{tag}_init", shape)))
+    x = schedules.initial_latents(table, arrays.of(tagged(f"{tag}_init", shape, golden)))
     memory, draws, calls = schedules.Memory(), 0, []
     for k, step in enumerate(table.steps):
         seen = arrays.numpy(schedules.model_input(step, x))
-        output = np.float32(0.5) * tagged(f"{tag}_out_{k}", shape) + np.float32(0.3) * seen
+        output = np.float32(0.5) * tagged(f"{tag}_out_{k}", shape, golden) + np.float32(0.3) * seen
         noise = None
         if step.draws:
-            noise = arrays.of(tagged(f"{tag}_noise_{draws}", shape))
+            noise = arrays.of(tagged(f"{tag}_noise_{draws}", shape, golden))
             draws += 1
         before = x
         x, memory = schedules.evaluate(table, k, x, arrays.of(output), memory, noise)
@@ -163,7 +163,7 @@ def bounds(table: schedules.SamplerTable, calls: list[tuple], unit: float, scatt
 @pytest.mark.parametrize("library", ["numpy", "torch", "mindspore"])
 @pytest.mark.parametrize("golden, item", golden_files.items("scheduler", "trajectories", label))
 def test_trajectories(golden, item, library):
-    table, calls = run_trajectory(item, Arrays(library, item["dtype"]))
+    table, calls = run_trajectory(golden, item, Arrays(library, item["dtype"]))
     if item["init_noise_sigma"] is not None:
         assert table.init_noise_sigma == pytest.approx(item["init_noise_sigma"], rel=16 * UNIT)
     if item["dtype"] == "float32":
@@ -218,7 +218,7 @@ def test_half_trajectories_are_exact_here():
         for item in golden_files.load(path)["trajectories"]:
             if item["dtype"] == "float32":
                 continue
-            _, calls = run_trajectory(item, Arrays("numpy", item["dtype"]))
+            _, calls = run_trajectory(golden_files.load(path), item, Arrays("numpy", item["dtype"]))
             for (*_, after), (_, _, l2, _) in recorded_calls(item, calls):
                 assert norm(after) == pytest.approx(l2, rel=5e-9)
                 checked += 1
