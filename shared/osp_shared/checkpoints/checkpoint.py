@@ -94,9 +94,7 @@ class Checkpoint:
 
     def fingerprint(self, recompute: bool = False) -> str:
         """Fingerprint of the set, constants and copies aside; from the recorded ones unless `recompute`."""
-        kind = kinds.BY_NAME.get(self.kind)
-        wanted = [n for n in self.extents if kind is None or not kind.is_constant(n)]
-        return fingerprint.of_set({n: self.tensor_fingerprint(n, recompute) for n in wanted})
+        return kinds.set_fingerprint({n: self.tensor_fingerprint(n, recompute) for n in self.extents})
 
     def tensor_fingerprint(self, name: str, recompute: bool = False) -> str:
         """Fingerprint of one tensor; computing it compares it with the recorded one."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osp_shared.checkpoints import fingerprint, kinds, plan
+from osp_shared.checkpoints import kinds, plan
 from osp_shared.checkpoints.checkpoint import Checkpoint
 from osp_shared.checkpoints.locate import PICKLES
 from osp_shared.checkpoints.plan import Options, Plan
@@ -73,10 +73,8 @@ def convert(
     _check_target(source, target, todo)
     done = _existing(target, todo, options)
     digests = done or _write(source, target, todo, options, progress)
-    kind = kinds.BY_NAME.get(source.kind)
-    content = {n: d for n, d in digests.items() if kind is None or not kind.is_constant(n)}
     return Report(
-        target, source.kind, len(todo.items), todo.nbytes, fingerprint.of_set(content), tuple(source.notes),
+        target, source.kind, len(todo.items), todo.nbytes, kinds.set_fingerprint(digests), tuple(source.notes),
         time.monotonic() - started, done is not None,
     )  # fmt: skip
 
@@ -174,7 +172,7 @@ def _write_file(path: Path, items: list[Item], todo: Plan, tell, whole: bool) ->
     try:
         for item in items:
             writer.add(item, tell)
-        writer.finish(**({SET_FINGERPRINT: fingerprint.of_set(writer.digests)} if whole else {}))
+        writer.finish(**({SET_FINGERPRINT: kinds.set_fingerprint(writer.digests)} if whole else {}))
     finally:
         writer.close()
     verify_file(path, writer.expected, tell)

@@ -9,6 +9,7 @@ names that a format uses.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,16 @@ from osp_shared.checkpoints.extent import CHUNK, as_bytes
 DIGITS = 64
 _IN_FLIGHT = 2  # chunks being hashed at once; each is kept in memory until it is done
 _pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    """A forked child inherits the pool but not its threads."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
 
 
 def _hash(piece: np.ndarray) -> bytes:

@@ -56,10 +56,9 @@ def inspect(
         spec = checkpoint.spec()
     except OspError as e:
         problem = str(e).removeprefix(f"{checkpoint.path}: ")
-    wanted = [n for n in checkpoint.extents if kind is None or not kind.is_constant(n)]
-    recorded, print_ = all(n in checkpoint.digests for n in wanted), None
+    recorded, print_ = all(n in checkpoint.digests for n in checkpoint.extents), None
     if recorded or hash_content:
-        for name in wanted if not recorded else ():
+        for name in checkpoint.extents if not recorded else ():
             checkpoint.digests[name] = checkpoint.tensor_fingerprint(name)
             progress(checkpoint.extents[name].nbytes)
         print_ = checkpoint.fingerprint()

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from osp_shared.checkpoints import fingerprint
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -74,3 +76,9 @@ def detect(names: Collection[str]) -> Kind | None:
         if all(any(re.fullmatch(marker, name) for name in names) for marker in kind.markers):
             return kind
     return None
+
+
+def set_fingerprint(digests: Mapping[str, str]) -> str:
+    """Fingerprint of a model from its tensors' fingerprints by canonical name, without constants and copies."""
+    kind = detect(digests)
+    return fingerprint.of_set({n: d for n, d in digests.items() if kind is None or not kind.is_constant(n)})

@@ -18,6 +18,7 @@ import numpy as np
 from osp_shared.checkpoints import fingerprint, raw
 from osp_shared.checkpoints.dtypes import code_of
 from osp_shared.checkpoints.extent import CHUNK, Files, as_bytes
+from osp_shared.checkpoints.kinds import set_fingerprint
 from osp_shared.checkpoints.raw import FINGERPRINTS
 from osp_shared.checkpoints.staging import Staging
 from osp_shared.errors import OspError
@@ -143,7 +144,7 @@ def verify_file(
 
 def index_text(weight_map: Mapping[str, str], total: int, digests: Mapping[str, str]) -> str:
     """An index.json as diffusers and transformers read it."""
-    metadata = {"total_size": total, SET_FINGERPRINT: fingerprint.of_set(digests)}
+    metadata = {"total_size": total, SET_FINGERPRINT: set_fingerprint(digests)}
     return json.dumps({"metadata": metadata, "weight_map": dict(weight_map)}, indent=2) + "\n"
 
 
@@ -194,7 +195,7 @@ def write_safetensors(
         if not writers:
             raise OspError(f"{folder}: no tensors were given")
         digests = {name: digest for w in writers for name, digest in w.digests.items()}
-        writers[-1].finish(**({SET_FINGERPRINT: fingerprint.of_set(digests)} if len(writers) == 1 else {}))
+        writers[-1].finish(**({SET_FINGERPRINT: set_fingerprint(digests)} if len(writers) == 1 else {}))
         files = name_shards(len(writers), stem)
         for w, file in zip(writers, files, strict=True):
             verify_file(w.path, w.expected)
@@ -204,7 +205,7 @@ def write_safetensors(
             text = index_text(weight_map, sum(w.nbytes for w in writers), digests)
             write_text(staging.folder / f"{stem}.safetensors.index.json", text)
         staging.commit_folder(replaced_by(stem))
-    return fingerprint.of_set(digests)
+    return set_fingerprint(digests)
 
 
 def name_shards(count: int, stem: str) -> list[str]:

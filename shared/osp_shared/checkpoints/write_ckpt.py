@@ -42,6 +42,8 @@ class CkptWriter:
             left -= take
             if left == 0:
                 break
+        if next(pieces, None) is not None:  # asking also lets the source compare what it read with its fingerprint
+            raise OspError(f"tensor {item.name}: has more than {item.nbytes} bytes")
         self.nbytes += item.nbytes
         digest = self.digests[item.canonical] = running.hexdigest()
         self.expected[item.name] = digest, item.dtype, item.shape

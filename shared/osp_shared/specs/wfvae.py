@@ -400,9 +400,9 @@ def _decoder(spec: WFVAESpec) -> Iterator[Entry]:
 def _topology(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Any, str]]:
     """Config key -> (value, the tensor that shows it)."""
 
-    def need(name: str) -> tuple[int, ...]:
-        if name not in shapes:
-            raise OspError(f"not the weights of a WFVAE: no tensor {name}")
+    def need(name: str, rank: int) -> tuple[int, ...]:
+        if len(shapes.get(name, ())) != rank:
+            raise OspError(f"not the weights of a WFVAE: no tensor {name} with {rank} axes")
         return tuple(shapes[name])
 
     def present(prefix: str, suffix: str) -> list[int]:
@@ -417,21 +417,19 @@ def _topology(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Any, str
     e, q = "encoder.connect_l1.weight", "encoder.mid.1.q.conv.weight"
     layer, group = "encoder.norm_out.norm.weight", "encoder.norm_out.weight"
     if layer not in shapes:
-        need(group)
-    plain = present("decoder.connect_l1.", ".weight")  # its one convolution without a level below: the last entry
-    if not plain:
-        need("decoder.connect_l1.0.weight")
-    last = f"decoder.connect_l1.{plain[-1]}.weight"
+        need(group, 1)
+    connect = len(present("decoder.connect_l1.", ".conv1.conv.weight"))  # its residual blocks; a convolution follows
+    last = f"decoder.connect_l1.{connect}.weight"
     found = {
-        "latent_dim": (need(z)[1], z),
-        "base_channels": (need(b)[0], b),
-        "encoder_energy_flow_hidden_size": (need(e)[0], e),
-        "decoder_energy_flow_hidden_size": (need(last)[1], last),
+        "latent_dim": (need(z, 5)[1], z),
+        "base_channels": (need(b, 4)[0], b),
+        "encoder_energy_flow_hidden_size": (need(e, 4)[0], e),
+        "decoder_energy_flow_hidden_size": (need(last, 4)[1], last),
         "encoder_num_resblocks": count("encoder.down2.", ".conv1.conv.weight"),
         "decoder_num_resblocks": count("decoder.up2.", ".conv1.conv.weight", minus=1),
-        "connect_res_layer_num": (plain[-1], last),
+        "connect_res_layer_num": (connect, last),
         "use_attention": (q in shapes, q if q in shapes else "encoder.mid.1 (a residual block)"),
         "norm_type": ("layernorm", layer) if layer in shapes else ("groupnorm", group),
     }
-    level1 = _DEEP if need(e)[1] == 24 else _FLAT
+    level1 = _DEEP if need(e, 4)[1] == 24 else _FLAT
     return found | {key: (value, e) for key, value in level1.items()}
