@@ -11,7 +11,6 @@ at or before the last wanted one is an error here; what the decoder does not not
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -212,22 +211,12 @@ def _frames_pyav(path: str | Path, ids: list[int]) -> Iterator[np.ndarray]:
 # --------------------------------------------------------------------------------------------------------- decord
 
 
-class _MindSporeTooLate:
-    """Import hook: decord's runtime, once loaded, makes a later import of mindspore abort the process."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "mindspore":
-            raise ImportError("mindspore must be imported before decord reads a video: load the backend first")
-        return None
-
-
 def _import_decord():
+    """Only when a video is read: decord's runtime, once loaded, makes a later import of mindspore abort the process."""
     try:
         import decord
     except ImportError:
         raise OspError('reader "decord" needs the package decord (pip install decord), or use reader "pyav"') from None
-    if "mindspore" not in sys.modules and not any(isinstance(f, _MindSporeTooLate) for f in sys.meta_path):
-        sys.meta_path.insert(0, _MindSporeTooLate())
     return decord
 
 

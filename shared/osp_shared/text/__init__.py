@@ -1,0 +1,1 @@
+"""Text before the encoder: prompt files, templates, caption cleaning, tokens."""
