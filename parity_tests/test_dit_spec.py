@@ -15,6 +15,7 @@ from osp_shared.errors import OspError
 from osp_shared.specs import dit
 from osp_shared.specs.dit import RANDOM, RELEASED, RELEASED_INPAINT, VARIANTS, ZEROS, DiTSpec, InpaintSpec, t2v_to_i2v
 
+
 def key_files():
     """(golden key list, spec) of each released configuration."""
     for area in ("dit", "inpaint"):
@@ -24,7 +25,7 @@ def key_files():
             yield pytest.param(released, spec, id=path.stem)
 
 
-full_size = pytest.mark.parametrize(("released", "spec"), key_files())
+full_size = pytest.mark.parametrize(("released", "spec"), list(key_files()))
 
 
 @full_size
