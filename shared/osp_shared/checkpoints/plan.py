@@ -115,7 +115,7 @@ def _item(source: Checkpoint, name: str, own: str, cast: str | None) -> Item:
 def _cast(source: Checkpoint, name: str, have: str, want: str) -> Iterator[np.ndarray]:
     for piece in source.chunks(name):
         values = piece.view(dtypes.NUMPY[have])
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             rounded = values.astype(dtypes.NUMPY[want])
         if want == "F16" and not np.isfinite(rounded).all() and np.isfinite(values).all():
             raise OspError(f"{source.path}: {name} has values beyond fp16's 65504; convert to bf16 or fp32")
