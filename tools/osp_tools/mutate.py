@@ -100,7 +100,8 @@ def report(outcomes: Sequence[Outcome]) -> str:
     count = len(visible)
     if count:
         hidden = sum(1 for o in visible if o.caught and o.end_error < 5e-3)
-        text.append(f"{count} faults: {caught} caught ({caught / count:.0%}), {located} located ({located / count:.0%})")
+        rates = f"{caught} caught ({caught / count:.0%}), {located} located ({located / count:.0%})"
+        text.append(f"{count} faults: {rates}")
         text.append(f"{hidden} of them change the model's output by less than 5e-3, a common end-to-end tolerance")
     return "\n".join(text)
 

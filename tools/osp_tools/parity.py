@@ -1,4 +1,4 @@
-"""`osp parity`: every layer of the MindSpore models against the PyTorch reference, and a verdict that names the layer."""
+"""`osp parity`: every layer of the MindSpore models against the PyTorch reference; the verdict names the layer."""
 
 from __future__ import annotations
 

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+
 from osp_shared import fill
 from osp_shared.errors import OspError
 from osp_shared.traces import Blame, Result, Trace, compare, result
-from osp_shared.traces.cases import WFVAE_GROUPS, Case, dit, t5, wfvae, wfvae_tiled, with_changes
+from osp_shared.traces.cases import WFVAE_GROUPS, Case, dit, sampler, t5, wfvae, wfvae_tiled, with_changes
 from osp_shared.traces.tap import CaptureFailed, rounded
+from osp_tools.trajectory import run_trajectory
 
 TRUTH = "float64"
+EVERYTHING = 1 << 62  # elements kept of a tensor: all
 
 
 def backend_capture(name: str):
@@ -39,15 +43,24 @@ class References:
     yardstick_forced: Trace
 
 
+def capture_run(
+    capture, case: Case, dtype: str, model, feed: Trace | None = None, only: set[str] | None = None
+) -> Trace:
+    """One run with everything kept: of the model, or of the whole sampling loop around it."""
+    if case.model == "dit-sampler":
+        return run_trajectory(capture, case, dtype, model, feed)
+    return capture.run_case(case, dtype, model=model, feed=feed, only=only, full_limit=EVERYTHING)
+
+
 def references(case: Case, dtype: str, only: set[str] | None = None) -> References:
     """Four runs of the reference: float64 and `dtype`, free and fed with the float64 values rounded to `dtype`."""
     reference = backend_capture("torch")
     model64, model = reference.build(case, TRUTH), reference.build(case, dtype)
-    truth = reference.run_case(case, TRUTH, model=model64, only=only, full_limit=1 << 62)
-    yardstick = reference.run_case(case, dtype, model=model, only=only, full_limit=1 << 62)
+    truth = capture_run(reference, case, TRUTH, model64, only=only)
+    yardstick = capture_run(reference, case, dtype, model, only=only)
     feed = rounded(truth, dtype)
     forced = [
-        reference.run_case(case, name, model=m, only=only, feed=feed, full_limit=1 << 62)
+        capture_run(reference, case, name, m, feed, only)
         for name, m in ((TRUTH, model64), (dtype, model))
     ]
     return References(case, dtype, only, truth, yardstick, feed, *forced)
@@ -62,7 +75,7 @@ def judge(known: References, candidate: str = "mindspore", patch: Callable | Non
 
     def attempt(model, feed: Trace | None) -> Trace:
         try:
-            return capture.run_case(case, dtype, model=model, only=known.only, feed=feed, full_limit=1 << 62)
+            return capture_run(capture, case, dtype, model, feed, known.only)
         except CaptureFailed as failed:
             crashes.append(failed)
             return failed.trace
@@ -77,6 +90,7 @@ def judge(known: References, candidate: str = "mindspore", patch: Callable | Non
         compare(forced, known.yardstick_forced, known.truth_forced),
         seconds=time.perf_counter() - start,
     )
+    item.free_decides = case.model != "dit-sampler"  # along a trajectory errors may grow without a fault
     if crashes:
         item.crash = Blame(crashes[0].path, crashes[0].path or "(model)", f"raised {crashes[0]}")
     return item
@@ -88,7 +102,7 @@ def common_modules(case: Case, candidate: str) -> set[str] | None:
         return None
     trees = [backend_capture(name) for name in ("torch", candidate)]
     names = [{path for path, _ in tree.modules(tree.build(case, "float32"))} for tree in trees]
-    return names[0] & names[1]
+    return {path for path in names[0] & names[1] if path not in case.place.skip}
 
 
 @dataclass(frozen=True)
@@ -114,18 +128,30 @@ def quick_runs(salt: str = "") -> list[Run]:
     plain = [
         wfvae("encode", salt=salt), wfvae("decode", salt=salt), wfvae("encode", WFVAE_GROUPS, salt=salt),
         wfvae("decode", WFVAE_GROUPS, salt=salt), wfvae_tiled(salt), dit(salt=salt), dit(inpaint=True, salt=salt),
-        t5(salt=salt),
+        t5(salt=salt), sampler(salt=salt),
     ]  # fmt: skip
     halves = [(wfvae("decode", salt=salt), "bfloat16"), (dit(salt=salt), "bfloat16"), (dit(salt=salt), "float16")]
     return [Run(case) for case in plain] + [Run(case, dtype) for case, dtype in halves]
 
 
 def extra_runs() -> list[Run]:
-    """Runs that faults need beside the quick suite."""
+    """Runs that faults need beside the quick suite: inputs at the edges where a slip shows."""
     two = wfvae("encode", size=(5, 16, 16))
     video = fill.input_tensor("two", (2, 3, 5, 16, 16))
     noise = fill.input_tensor("two", (2, 8, 2, 2, 2))
-    return [Run(with_changes(two, name="wfvae-encode-batch2", inputs={"video": video, "noise": noise}))]
+    padded = dit(size=(3, 6, 10), sparse_n=2)  # 45 tokens: pads in every sparse block
+    odd, one = dit(), dit(size=(3, 6, 10))
+    odd_mask, one_mask = odd.inputs["video_mask"].copy(), np.zeros_like(one.inputs["video_mask"])
+    odd_mask[0, :, 1::2, ::2] = 0  # patches that are visible in part
+    one_mask[:, 0, 0, 0] = 1  # a single visible token: elsewhere pads decide
+    far = dit(size=(60, 2, 4), num_layers=1, num_attention_heads=2, attention_head_dim=48, cross_attention_dim=96)
+    return [
+        Run(with_changes(two, name="wfvae-encode-batch2", inputs={"video": video, "noise": noise})),
+        Run(with_changes(padded, name="dit-padded")),
+        Run(with_changes(odd, name="dit-odd-mask", inputs={**odd.inputs, "video_mask": odd_mask})),
+        Run(with_changes(one, name="dit-one-token", inputs={**one.inputs, "video_mask": one_mask})),
+        Run(with_changes(far, name="dit-bf16"), "bfloat16"),
+    ]
 
 
 def run_all(

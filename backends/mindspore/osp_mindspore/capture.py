@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +16,7 @@ from osp_shared import fill
 from osp_shared.errors import OspError
 from osp_shared.traces.cases import SHORT, Case
 from osp_shared.traces.format import FULL_LIMIT, Recorder, Trace
-from osp_shared.traces.tap import SILENT, Arrays, CaptureFailed, Tap, weight_reduction
+from osp_shared.traces.tap import SILENT, Arrays, CaptureFailed, Tap, join, weight_reduction
 
 import mindspore as ms
 from mindspore import nn
@@ -56,12 +56,14 @@ def kernel_functions() -> dict[str, Callable]:
 
 @contextmanager
 def tapped(model: nn.Cell, recorder: Recorder, *, feed: Trace | None = None, step: int = -1,
-           only: set[str] | None = None, with_kernels: bool = True, entry: str = "") -> Iterator[Tap]:  # fmt: skip
+           only: set[str] | None = None, with_kernels: bool = True, entry: str = "", prefix: str = "",
+           arrays: Arrays = ARRAYS) -> Iterator[Tap]:  # fmt: skip
     """Tap every cell (those named in `only`, when given) and kernel of `model` inside the block.
 
-    entry: the method that is the model's own record, when it is not the forward pass.
+    entry: the method that is the model's own record, when it is not the forward pass. prefix: put before every path,
+    for a model that is a part of something larger.
     """
-    tap = Tap(recorder, ARRAYS, feed, step)
+    tap = Tap(recorder, arrays, feed, step, first_only=only is not None)
     originals = kernel_functions() if with_kernels else {}
     watched = []
     try:
@@ -72,7 +74,8 @@ def tapped(model: nn.Cell, recorder: Recorder, *, feed: Trace | None = None, ste
             shape = tuple(weight.shape) if is_tensor(weight) else None
             kind, method = type(cell).__name__, entry if entry and not path else "construct"
             watched.append((cell, method))
-            cell.__dict__[method] = tap.around(path, kind, getattr(cell, method), weight_reduction(kind, shape))
+            length = weight_reduction(kind, shape)
+            cell.__dict__[method] = tap.around(join(prefix, path), kind, getattr(cell, method), length)
         for name, function in originals.items():
             setattr(kernels, name, tap.around_kernel(name, function))
         yield tap
@@ -93,20 +96,31 @@ def gradients(model: nn.Cell, loss: Callable[[], ms.Tensor]) -> dict[str, np.nda
 def build(case: Case, dtype: str) -> nn.Cell:
     """The case's model with its weights in `dtype` (float64, float32, ...)."""
     place = case.place
-    model_class = getattr(importlib.import_module(f"osp_mindspore.{place.module}"), place.cls)
+    module = importlib.import_module(f"osp_mindspore.{place.module}")
     if SHORT.get(dtype) not in checkpoint.DTYPES:
         known = ", ".join(long for long, short in SHORT.items() if short in checkpoint.DTYPES)
         raise OspError(f"dtype {dtype}: this backend runs {known}")
-    return checkpoint.build(model_class, case.spec(), case.reader(), SHORT[dtype])
+    kept = getattr(module, "KEEP_FLOAT32", ())
+    return checkpoint.build(getattr(module, place.cls), case.spec(), case.reader(), SHORT[dtype], kept)
 
 
 def arguments(case: Case, dtype: str) -> list:
     """The case's inputs as tensors; floating ones in `dtype`."""
-    target = checkpoint.DTYPES[SHORT[dtype]]
-    return [
-        None if v is None else (to_tensor(v).astype(target) if v.dtype.kind == "f" else to_tensor(v))
-        for v in case.inputs.values()
-    ]
+
+    def convert(name: str, value: np.ndarray):
+        return to_tensor(value) if value.dtype.kind != "f" or name in case.exact else tensor(value, dtype)
+
+    return [None if value is None else convert(name, value) for name, value in case.inputs.items()]
+
+
+def tensor(array: np.ndarray, dtype: str) -> ms.Tensor:
+    """Floating values as a tensor of `dtype` (float64, float32, ...)."""
+    return to_tensor(np.ascontiguousarray(array)).astype(checkpoint.DTYPES[SHORT[dtype]])
+
+
+def no_gradients():
+    """Context in which nothing is kept for a backward pass."""
+    return nullcontext()  # MindSpore keeps nothing unless a gradient is asked for
 
 
 def run_case(

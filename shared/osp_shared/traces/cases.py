@@ -32,14 +32,16 @@ class Model:
     entry: str = ""  # "" is the forward pass itself
     kernels: bool = True  # whether both backends compute it from their kernels
     common_only: bool = False  # a side is a library's own module tree: compare the modules that both have
+    skip: tuple[str, ...] = ()  # of these, modules whose first arguments differ
 
 
 MODELS = {
     "wfvae-encode": Model("wfvae.model", "WFVAEModel", "wfvae:WFVAESpec", "encode_scaled"),
     "wfvae-decode": Model("wfvae.model", "WFVAEModel", "wfvae:WFVAESpec", "decode_scaled"),
     "dit": Model("dit.model", "DiT", "dit:DiTSpec"),
-    "inpaint": Model("dit.model", "DiT", "dit:InpaintSpec"),
-    "t5": Model("t5", "T5Encoder", "t5:T5Spec", kernels=False, common_only=True),
+    "inpaint": Model("dit.model", "InpaintDiT", "dit:InpaintSpec"),
+    "dit-sampler": Model("dit.model", "DiT", "dit:DiTSpec"),
+    "t5": Model("t5", "T5Encoder", "t5:T5Spec", kernels=False, common_only=True, skip=("encoder",)),
 }
 
 
@@ -54,6 +56,7 @@ class Case:
     salt: str = ""
     read: Callable[[str], np.ndarray | None] | None = field(default=None, compare=False)
     weights: str = ""  # fingerprint, when `read` reads a checkpoint
+    exact: tuple[str, ...] = ()  # inputs that stay float32 whatever the run's dtype
     options: Mapping[str, object] = field(default_factory=dict)  # other keyword arguments of the traced method
 
     @property
@@ -143,10 +146,24 @@ def dit(
         "latents": fill.input_tensor("latents", (2, channels, *size), salt),
         "timestep": np.array([999.0, 7.0], np.float32),
         "text": fill.input_tensor("text", (2, 1, tokens, int(config["caption_channels"])), salt),
-        "text_mask": text_mask,
         "video_mask": video_mask,
+        "text_mask": text_mask,
     }
     return Case("inpaint" if inpaint else "dit", "inpaint" if inpaint else "dit", config, inputs, salt)
+
+
+def sampler(method: str = "EulerAncestralDiscrete", steps: int = 3, salt: str = "") -> Case:
+    """A guided sampling run: the model's text and mask of both halves, and options of the request."""
+    case = dit(size=(2, 4, 4), tokens=5, salt=salt, num_layers=3)
+    inputs = {
+        "text": fill.input_tensor("sampler-text", (2, 5, int(case.config["caption_channels"])), salt),
+        "text_mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], np.int64),
+    }
+    request = {
+        "sample_method": method, "num_sampling_steps": steps, "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True, "guidance_scale": 7.5, "num_frames": 5, "height": 32, "width": 32,
+    }  # fmt: skip
+    return dataclasses.replace(case, name="dit-sampler", model="dit-sampler", inputs=inputs, options=request)
 
 
 def require(name: str) -> Model:

@@ -15,10 +15,11 @@ import numpy as np
 
 from osp_shared.errors import OspError
 from osp_shared.traces.align import Alignment, align, require_same_run
-from osp_shared.traces.bounds import Bound, bound, floor, unit_roundoff
+from osp_shared.traces.bounds import RATIO, Bound, bound, floor, unit_roundoff
 from osp_shared.traces.format import Record, Trace
 from osp_shared.traces.metrics import Distance, distance, ulp_summary, wide
 
+HALF = ("float16", "bfloat16")
 COMPARED = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -170,8 +171,22 @@ def _row(
     good = np.abs(wide(exact)[np.isfinite(wide(exact))])
     allowed = bound(candidate.header.dtype, error.scale, float(good.max(initial=0.0)), floor_rel, yardstick)
     spoiled = record.stats["nan"] + record.stats["inf"]
+    fraction = allowed.fraction(error)
+    if reference is not None and candidate.header.mode == "forced" and candidate.header.dtype in HALF:
+        fraction = max(fraction, _rounding_fraction(value, reference.value(answer), error, floor_rel))
     steps = ulp_summary(value, exact, record.dtype)
-    return Row(record, error, yardstick, steps, allowed, allowed.fraction(error), spoiled)
+    return Row(record, error, yardstick, steps, allowed, fraction, spoiled)
+
+
+def _rounding_fraction(value: np.ndarray, answer: np.ndarray, error: Distance, floor_rel: float) -> float:
+    """How far a half-precision candidate is from the reference in that dtype, over what its own error explains.
+
+    The reference rounds at stated places (RoPE angles, for one). A candidate that leaves such a rounding out is closer
+    to truth than the reference, so no bound on its error shows it; but then it is far from the reference.
+    """
+    apart = distance(value, answer)
+    explained = Bound(RATIO * max(error.rel_l2, floor_rel), RATIO * max(error.max_abs, floor_rel * error.scale), "half")
+    return explained.fraction(apart)
 
 
 def _exact_row(candidate: Trace, reference: Trace, record: Record, answer: Record) -> list[Row]:

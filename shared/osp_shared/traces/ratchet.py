@@ -1,7 +1,7 @@
 """The ratchet: error over bound of every kind of layer in every parity run, in one committed file.
 
-A figure may fall at any time and rise only with a reason written beside it. Rounding differs a little between CPUs, so a
-figure counts as grown when it exceeds the committed one by HEADROOM, and as loose when it is below it by SLACK.
+A figure may fall at any time and rise only with a reason written beside it. Rounding differs a little between CPUs, so
+a figure counts as grown when it exceeds the committed one by HEADROOM, and as loose when it is below it by SLACK.
 
     {"wfvae-decode float32": {"silu": {"fraction": 0.70}, "LayerNorm": {"fraction": 0.33, "reason": "..."}}}
 """

@@ -53,8 +53,14 @@ class Arrays:
 class Tap:
     """Stack of running modules; records what passes, and replaces it when there is a feed."""
 
-    def __init__(self, recorder: Recorder, arrays: Arrays, feed: Trace | None = None, step: int = -1):
+    def __init__(
+        self, recorder: Recorder, arrays: Arrays, feed: Trace | None = None, step: int = -1, first_only: bool = False
+    ):
+        """first_only: first argument and first result alone, for modules whose other arguments differ by framework."""
         self.recorder, self.arrays, self.feed, self.step = recorder, arrays, feed, step
+        self.first_only = first_only
+        # Without kernel records, exponentials are part of the modules' own code.
+        self.own_reduction = TRANSCENDENTAL if first_only else 1
         self.stack: list[Frame] = []
         self.calls: dict[str, int] = {}
         self.failed_in: str | None = None  # innermost module that was running when an exception passed
@@ -127,13 +133,14 @@ class Tap:
                 if self.feed is not None:
                     value[key] = passed
             return value
-        if not self.arrays.is_tensor(value):
+        if not self.arrays.is_tensor(value) or (self.first_only and slot != "0"):
             return value
         array = self.arrays.to_numpy(value)
         after = frame.after if kind == "output" else (parent.after if parent else "")
         record = self.recorder.add(
-            frame.path, kind, array, slot=slot, call=frame.call, step=self.step, reduction=reduction,
-            type=frame.type, parent=parent.path if parent else "", after=after,
+            frame.path, kind, array, slot=slot, call=frame.call, step=self.step,
+            reduction=max(reduction, self.own_reduction), type=frame.type,
+            parent=parent.path if parent else "", after=after,
         )  # fmt: skip
         if self.feed is None:
             return value
@@ -141,6 +148,19 @@ class Tap:
         if answer is None or answer.shape != record.shape:
             return value
         return self.arrays.like(self.feed.value(answer), value)
+
+
+def join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}" if prefix and path else prefix or path
+
+
+def with_numpy(arrays: Arrays) -> Arrays:
+    """The same for code that handles numpy arrays beside a framework's tensors."""
+    return Arrays(
+        lambda value: isinstance(value, np.ndarray) or arrays.is_tensor(value),
+        lambda value: value if isinstance(value, np.ndarray) else arrays.to_numpy(value),
+        lambda array, old: array.astype(old.dtype) if isinstance(old, np.ndarray) else arrays.like(array, old),
+    )
 
 
 def rounded(trace: Trace, dtype: str) -> Trace:
@@ -164,22 +184,21 @@ def weight_reduction(type: str, weight_shape: tuple[int, ...] | None) -> Callabl
     return lambda args: length
 
 
-# Vector libraries compute exp, tanh and erf by short polynomials, off by up to eight unit round-offs where libm is off
-# by one (MindSpore's CPU sigmoid: 3e-7 root mean square, 8e-7 at most). A sum of 1024 terms costs as much.
-TRANSCENDENTAL = 1024
-SOFTMAX = 4096  # an exponential of a difference of logits, over a sum of exponentials: twice that
+# Vector libraries compute exp, tanh and erf by short polynomials, off by up to sixteen unit round-offs where libm is
+# off by one (MindSpore's CPU sigmoid: 3e-7 root mean square, 8e-7 at most). A sum of 4096 terms costs as much.
+TRANSCENDENTAL = 4096
 
 
 def kernel_reduction(name: str) -> Callable | None:
     """Length of the longest sum in a kernel, from its arguments."""
     if name == "attention":
-        return lambda args: max(args[0].shape[-1], args[1].shape[-2], SOFTMAX)
+        return lambda args: max(args[0].shape[-1], args[1].shape[-2], TRANSCENDENTAL)
     if name in ("exp", "gelu_erf", "gelu_tanh", "silu"):
         return lambda args: TRANSCENDENTAL
     if name in ("linear", "conv2d", "conv3d"):
         return lambda args: int(np.prod(args[1].shape[1:]))
     if name == "softmax":
-        return lambda args: max(args[0].shape[-1], SOFTMAX)
+        return lambda args: max(args[0].shape[-1], TRANSCENDENTAL)
     if name in ("layer_norm", "rms_norm"):
         return lambda args: args[0].shape[-1]
     if name == "channel_layer_norm":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -84,7 +85,7 @@ def applied(target: str, edits: list[Edit]) -> Iterator[None]:
         source = source.replace(edit.old, edit.new)
     changed = _compile(function, source)
     original, defaults = function.__code__, function.__defaults__
-    caches = _caches(target)
+    caches = _caches()
     try:
         function.__code__, function.__defaults__ = changed
         for cached in caches:
@@ -113,9 +114,10 @@ def _compile(function: FunctionType, source: str) -> tuple[CodeType, tuple | Non
     return made.__code__, made.__defaults__
 
 
-def _caches(target: str) -> list:
-    module = importlib.import_module(target.partition(":")[0])
-    return [value for value in vars(module).values() if hasattr(value, "cache_clear")]
+def _caches() -> list:
+    """Every cache of the project: what was made with or without the fault must not outlive it."""
+    modules = [m for name, m in sys.modules.items() if name.startswith(("osp_shared.", "osp_mindspore."))]
+    return [value for m in modules for value in list(vars(m).values()) if hasattr(value, "cache_clear")]
 
 
 def catalogue() -> list[Fault]:
