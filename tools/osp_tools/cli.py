@@ -32,6 +32,8 @@ COMMANDS = (
     Command("convert", "weights from any format to torch or MindSpore, checked and verified", "osp_tools.convert"),
     Command("merge", "the shards of a model into one safetensors file", "osp_tools.merge"),
     Command("inspect", "what a checkpoint holds: model, topology, sizes, fingerprint", "osp_tools.inspect"),
+    Command("parity", "prove the MindSpore models against the reference, layer by layer", "osp_tools.parity"),
+    Command("trace", "capture what every layer computes; compare two captures anywhere", "osp_tools.trace"),
     Command("demo", "both jobs on both backends with tiny weights, and a table of differences", "osp_tools.demo"),
     Command("bench", "speed and memory of both backends beside a plain matrix product", "osp_tools.bench"),
 )
