@@ -145,6 +145,11 @@ def place(count: int, indices):
     return inpaint.place_frames(clip, 9, inpaint.ConditionRequest(indices=indices), "image", random.Random(0))
 
 
+def test_autoencoder_and_mask_must_have_one_stride():
+    with pytest.raises(OspError, match="4 frames in a latent frame, the autoencoder 8"):
+        condition_of([picture(32, 48)], request(), FakeAutoencoder(stride=8), crop_for_hw=True)
+
+
 def test_flow_matching_does_not_inpaint():
     asked = request(sample_method="FlowMatchEulerDiscrete")
     vae, condition = condition_of([picture(32, 48)], asked, crop_for_hw=True)

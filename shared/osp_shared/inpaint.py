@@ -252,6 +252,11 @@ def build_condition(
     latents = vae.encode(video.astype(np.float32), source(0, (count, vae.spec.latent_dim, *size)))
     mask = np.broadcast_to(mask_F[None, None, :, None, None], (count, 1, len(mask_F), height, width))
     cells = compress_mask(mask, *size[1:], stride=mask_stride).astype(NUMPY_TYPES[dtype])
+    if cells.shape[2] != size[0]:
+        raise OspError(
+            f"the mask has {mask_stride} frames in a latent frame, the autoencoder {vae.spec.stride[0]}: "
+            "transformer and autoencoder do not belong together"
+        )
     return Condition(np.concatenate([latents, cells.astype(np.float32)], axis=1), height, width)
 
 
