@@ -1,6 +1,6 @@
 """Tiny weights for the demo: the released topology at narrow widths, made from names alone, trained on nothing.
 
-The DiT and the text encoder are filled with random numbers (osp_shared.fill): what they sample is noise.
+The transformer and the text encoder are filled with random numbers (osp_shared.fill): what they sample is noise.
 
 The autoencoder's numbers are set by hand. WFVAE has a path of wavelet coefficients around its convolutions (the
 "energy flow"), which can be opened like a valve: the eight latent channels are then the lowest bands of the wavelet
@@ -10,19 +10,28 @@ numbers and added at a few per cent, so that a wrong layer shows.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 
 from osp_shared import fill
+from osp_shared.checkpoints import write_safetensors
+from osp_shared.specs import dit, t5, wfvae
 from osp_shared.specs.wfvae import WFVAESpec
 
-VAE = WFVAESpec(
-    base_channels=8,
-    encoder_energy_flow_hidden_size=8,
-    decoder_energy_flow_hidden_size=8,
-    norm_type="layernorm",
-    t_interpolation="trilinear",
-    connect_res_layer_num=2,
+# Everything but the widths is the release's: 32 blocks with Skiparse 4, 24 text layers, the whole mT5 vocabulary.
+VAE = dataclasses.replace(
+    wfvae.RELEASED, base_channels=8, encoder_energy_flow_hidden_size=8, decoder_energy_flow_hidden_size=8
 )
+DIT = dataclasses.replace(
+    dit.RELEASED, num_attention_heads=2, attention_head_dim=24, cross_attention_dim=48, caption_channels=8
+)
+T5 = dataclasses.replace(t5.RELEASED, d_model=8, d_kv=4, d_ff=16, num_heads=2)
 
 BRANCH = 0.1  # gain of what a random branch adds to its residual stream
 SPREAD = 5.5  # standard deviation a latent should have: the inverse of the released scale, 0.18215
@@ -33,9 +42,41 @@ MEAN_GAIN = 0.7
 DETAILS = {3: (1, 2.0), 4: (2, 2.0), 5: (3, 3.0), 6: (4, 2.0), 7: (5, 3.0)}  # latent: (3-D Haar band, gain)
 
 
-def wfvae(spec: WFVAESpec = VAE, salt: str = "demo") -> dict[str, np.ndarray]:
+def write(folder: Path, tokenizer: Path) -> dict[str, Path]:
+    """Write vae/, transformer/ (in shards) and text_encoder/ (with the vocabulary files of `tokenizer`) into `folder`.
+
+    A few MB; the text encoder's table is bfloat16. Returns their paths by role.
+    """
+    paths = {name: folder / name for name in ("vae", "transformer", "text_encoder")}
+    _write_model(paths["vae"], VAE, autoencoder())
+    transformer = filled(DIT)
+    transformer["proj_out.weight"] *= 0.1  # guidance multiplies what it predicts: without this, every pixel is clipped
+    _write_model(paths["transformer"], DIT, transformer, shard_bytes=2 << 20)
+    text = filled(T5)
+    text["shared.weight"] = text["shared.weight"].astype(ml_dtypes.bfloat16)
+    _write_model(paths["text_encoder"], T5, text, stem="model")
+    for file in tokenizer.iterdir():
+        shutil.copyfile(file, paths["text_encoder"] / file.name)
+    return paths
+
+
+def _write_model(folder: Path, spec, tensors: Mapping[str, np.ndarray], **how) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder, tensors.items(), metadata={"note": "untrained weights of the demo"}, **how)
+    config = {**spec.to_config(), "_note": "untrained weights of the demo"}
+    if isinstance(spec, t5.T5Spec):
+        config["transformers_version"] = "4.57.0"  # as in a released folder; without it the tokenizer's loader warns
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def filled(spec, salt: str = "demo") -> dict[str, np.ndarray]:
+    """Random weights for every entry of a spec."""
+    return {name: fill.parameter(name, shape, salt) for name, shape in spec.parameters().items()}
+
+
+def autoencoder(spec: WFVAESpec = VAE, salt: str = "demo") -> dict[str, np.ndarray]:
     """State dict of a WFVAE whose latents are wavelet coefficients."""
-    w = {name: fill.parameter(name, shape, salt) for name, shape in spec.parameters().items()}
+    w = filled(spec, salt)
     for name in w:
         if ".conv2." in name or "proj_out" in name:
             w[name] *= BRANCH

@@ -75,8 +75,10 @@ def check_clip(spec: WFVAESpec, num_frames: int, height: int, width: int) -> Non
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """frames_BTHWC: uint8. psnr (dB), ssim: one number a clip, mean over its frames. seconds: (encode, decode)."""
+    """output_BCTHW: float32 as decoded; frames_BTHWC: uint8; psnr (dB) and ssim: one number a clip, its frames' mean;
+    seconds: (encode, decode)."""
 
+    output_BCTHW: np.ndarray
     frames_BTHWC: np.ndarray
     psnr: list[float]
     ssim: list[float]
@@ -97,6 +99,7 @@ def reconstruct(
     end = time.perf_counter()
     a, b = (to_unit(x) for x in (video_BCTHW, output_BCTHW))
     return Reconstruction(
+        output_BCTHW,
         to_uint8(output_BCTHW, dtype).transpose(0, 2, 3, 4, 1),
         psnr(a, b).mean(1).tolist(),
         ssim(a, b).mean(1).tolist(),

@@ -34,6 +34,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    output, result, how = reconstruct_file(args)
+    print(how)
+    print(f"PSNR {result.psnr[0]:.2f} dB, SSIM {result.ssim[0]:.4f}")
+    print(output)
+
+
+def reconstruct_file(args: argparse.Namespace) -> tuple[Path, rec.Reconstruction, str]:
+    """The whole job: (file written, what is in it before coding, a line about how it went)."""
     plan = rec.plan(args)
     rec.check_clip(plan.spec, args.num_frames, args.height, args.width)
     if args.fps < 1:
@@ -61,9 +69,7 @@ def run(args: argparse.Namespace) -> None:
         write_video(output, frames_THWC, args.fps)
     manifest.add_output({"file": output.name, "psnr": result.psnr[0], "ssim": result.ssim[0]})
     manifest.write()
-    print(rec.describe(backend, precision, result.latents, result.seconds))
-    print(f"PSNR {result.psnr[0]:.2f} dB, SSIM {result.ssim[0]:.4f}")
-    print(output)
+    return output, result, rec.describe(backend, precision, result.latents, result.seconds)
 
 
 def check_suffix(output: Path, num_frames: int) -> None:

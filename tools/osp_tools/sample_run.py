@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from tqdm import tqdm
 from osp_shared import inpaint
 from osp_shared.backend import Denoiser, VideoAutoencoder
 from osp_shared.errors import OspError
-from osp_shared.sampling import PhiloxNoise, TextEmbeddings, decode, denoise, encode_text, latent_size
-from osp_shared.text import templates
+from osp_shared.sampling import PhiloxNoise, TextEmbeddings, decode, denoise, encode_prompt, latent_size
 from osp_shared.text.tokenizer import Tokenizer
 from osp_shared.video.grid import image_grid, sample_name, video_grid
 from osp_shared.video.reader import probe, read_frames, read_image
@@ -28,6 +27,9 @@ from osp_tools.sample import Job, Setup
 OVERVIEW_LIMIT = 256  # clips in the grid of all prompts: each is an open file
 
 
+Observer = Callable[[Job, np.ndarray, np.ndarray], None]
+
+
 @dataclass
 class Run:
     """A sampling run on a backend."""
@@ -36,6 +38,7 @@ class Run:
     backend: Selected
     manifest: Manifest
     precisions: dict[str, str]
+    observe: Observer | None = None
 
     def load_vae(self) -> VideoAutoencoder:
         with self.manifest.timed("load"):
@@ -50,14 +53,17 @@ class Run:
             )
 
 
-def sample(setup: Setup, todo: list[Job]) -> None:
-    """Sample and write the jobs; what is finished stays when it is interrupted."""
+def sample(setup: Setup, todo: list[Job], observe: Observer | None = None) -> None:
+    """Sample and write the jobs; what is finished stays when it is interrupted.
+
+    observe(job, latents (B, C, T, h, w), videos (B, T, H, W, 3) uint8) sees every job before it is written.
+    """
     args = setup.args
     backend = options.select_backend(args)
     wanted = {"precision": "bf16", "text_encoder_precision": "fp16", "vae_precision": "fp16"}
     precisions = {name: backend.precision(getattr(args, name), accelerated) for name, accelerated in wanted.items()}
     manifest = Manifest(run_path(setup.folder, setup.rank), "sample", args, backend, **precisions)
-    run = Run(setup, backend, manifest, precisions)
+    run = Run(setup, backend, manifest, precisions, observe)
     try:
         kept = [job for job in todo if args.decode_latents or (args.resume and _kept_latents(job))]
         fresh = [job for job in todo if job not in kept]
@@ -91,19 +97,16 @@ def _encode_prompts(run: Run, jobs: list[Job]) -> dict[int, TextEmbeddings]:
             f"{path}: the tokenizer has {tokenizer.vocabulary_size} tokens, the embedding {encoder.spec.vocab_size}: "
             "they must belong together"
         )
+    positive_only = replace(request, guidance_scale=1.0, guidance_rescale=0.0)
     embeddings: dict[int, TextEmbeddings] = {}
     with run.manifest.timed("text"):
-        length = request.max_sequence_length
-        negative = None
-        if request.guided:
-            negative = encode_text(encoder, tokenizer, [templates.NEGATIVE_PROMPT], None, length)
+        first = None
         for job in tqdm(jobs, desc="text", unit="prompt", disable=_quiet(run)):
-            positive = encode_text(encoder, tokenizer, [templates.positive(job.prompt)], None, length)
-            embeddings[job.index] = positive
-            if negative is not None:
-                embeddings[job.index] = replace(
-                    positive, negative=negative.positive, negative_mask=negative.positive_mask
-                )
+            if first is None:
+                embeddings[job.index] = first = encode_prompt(request, job.index, encoder, tokenizer)
+            else:  # the negative prompt is the same for all
+                text = encode_prompt(positive_only, job.index, encoder, tokenizer)
+                embeddings[job.index] = replace(text, negative=first.negative, negative_mask=first.negative_mask)
     return embeddings
 
 
@@ -127,7 +130,7 @@ def _make_latents(run: Run, jobs: list[Job], decode_at_once: bool) -> None:
                 with run.manifest.timed("denoise"):
                     latents, size = _denoise(run, dit, job, text[job.index], conditions.get(job.index), bar)
             if vae is not None:
-                _write(run, job, _decode(run, vae, latents, size))
+                _decode(run, vae, job, latents, size)
             else:
                 _keep_latents(job, latents, size)
             prompts.update()
@@ -215,15 +218,18 @@ def _decode_latents(run: Run, jobs: list[Job]) -> None:
         )
     vae = run.load_vae()
     for job in tqdm(jobs, desc="decode", unit="prompt", disable=_quiet(run)):
-        _write(run, job, _decode(run, vae, *_kept_latents(job)))
+        _decode(run, vae, job, *_kept_latents(job))
         job.latents.unlink()
     if not any(jobs[0].latents.parent.iterdir()):
         jobs[0].latents.parent.rmdir()
 
 
-def _decode(run: Run, vae: VideoAutoencoder, latents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _decode(run: Run, vae: VideoAutoencoder, job: Job, latents: np.ndarray, size: tuple[int, int]) -> None:
     with run.manifest.timed("decode"):
-        return decode(vae, latents, run.setup.request.num_frames, *size)
+        videos_BTHWC = decode(vae, latents, run.setup.request.num_frames, *size)
+    if run.observe is not None:
+        run.observe(job, latents, videos_BTHWC)
+    _write(run, job, videos_BTHWC)
 
 
 def _write(run: Run, job: Job, videos_BTHWC: np.ndarray) -> None:
