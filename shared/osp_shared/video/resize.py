@@ -189,16 +189,12 @@ def _integer_axis(n_in: int, n_out: int) -> AxisResampler:
 
 
 def _planes(x_HW: np.ndarray, height: int, width: int, dtype: type, one) -> np.ndarray:
-    """Applies `one` to one leading index after the other, so that no more than one wide intermediate is alive."""
+    """Applies `one` to each plane in turn: one intermediate is alive at a time, and no layout changes a rounding."""
     if not height or not width or not x_HW.size:
         raise OspError(f"resize of {x_HW.shape[-2]}x{x_HW.shape[-1]} to {height}x{width}: sizes must be at least 1")
-    if x_HW.ndim <= 3:
-        return one(x_HW)
     out = np.empty((*x_HW.shape[:-2], height, width), dtype)
-    flat_in = x_HW.reshape(-1, *x_HW.shape[-2:]) if x_HW.flags.c_contiguous else None
-    flat_out = out.reshape(-1, height, width)
-    for n, index in enumerate(np.ndindex(*x_HW.shape[:-2])):
-        flat_out[n] = one(x_HW[index] if flat_in is None else flat_in[n])
+    for index in np.ndindex(*x_HW.shape[:-2]):
+        out[index] = one(np.ascontiguousarray(x_HW[index]))
     return out
 
 
