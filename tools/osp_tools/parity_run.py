@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from osp_shared.traces.tap import CaptureFailed, rounded
 from osp_tools.trajectory import run_trajectory
 
 TRUTH = "float64"
+REPOSITORY = Path(__file__).resolve().parents[2]
 EVERYTHING = 1 << 62  # elements kept of a tensor: all
 
 

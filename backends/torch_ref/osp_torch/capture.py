@@ -90,10 +90,10 @@ def tapped(model: torch.nn.Module, recorder: Recorder, *, feed: Trace | None = N
 
 
 def gradients(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> dict[str, np.ndarray]:
-    """Gradient of a scalar with respect to every trainable parameter it depends on, by name."""
+    """Gradient of a scalar with respect to every trainable parameter, by name; zeros where it does not depend on it."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(loss(), [p for _, p in named], allow_unused=True)
-    return {name: to_numpy(g) for (name, _), g in zip(named, found, strict=True) if g is not None}
+    return {name: to_numpy(torch.zeros_like(p) if g is None else g) for (name, p), g in zip(named, found, strict=True)}
 
 
 def build(case: Case, dtype: str) -> torch.nn.Module:

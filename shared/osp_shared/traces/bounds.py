@@ -63,8 +63,9 @@ def unit_roundoff(dtype: str) -> float:
 
 def floor(dtype: str, reduction: int = 1, magnitude: float = 1.0) -> float:
     """Relative L2 error that correct arithmetic may show on its own."""
+    stored = unit_roundoff(dtype)
     accumulated = unit_roundoff(ACCUMULATOR[dtype]) * math.sqrt(max(1.0, reduction / LANES))
-    return unit_roundoff(dtype) + accumulated * max(1.0, magnitude)
+    return stored + accumulated * max(1.0, magnitude)
 
 
 def bound(dtype: str, truth_scale: float, truth_max: float, floor_rel: float, yardstick: Distance | None) -> Bound:

@@ -151,7 +151,7 @@ def compare(candidate: Trace, reference: Trace, truth: Trace | None = None) -> C
             rows.extend(_exact_row(candidate, reference, record, pair.reference))
             continue
         local = floor(candidate.header.dtype, record.reduction, magnitudes.get(record.key, 1.0))
-        allowed = local if measured else math.sqrt(2.0 * (local**2 + history))
+        allowed = local if measured else RATIO * math.sqrt(2.0 * (local**2 + history))
         if record.kind == "output" and candidate.header.mode == "free":
             history += local**2
         exact = truth if truth is not None else reference
