@@ -21,7 +21,7 @@ from osp_shared.checkpoints import Options, convert, open_checkpoint, write_safe
 from osp_shared.specs.auxiliary import DiscriminatorSpec
 
 SPEC = DiscriminatorSpec(ndf=24, n_layers=4)  # 1.6 million parameters
-TARGETS = ("folder", "model.safetensors", "model.ckpt")
+TARGETS = ("folder", "model.safetensors", "model.ckpt", "download")
 
 
 def make_sources(folder: Path) -> list[tuple[Path, str]]:
@@ -61,7 +61,7 @@ def state(target: Path) -> str:
     """Fingerprint of the target's whole content; raises when it is not a complete checkpoint."""
     with open_checkpoint(target) as checkpoint:
         checkpoint.spec()
-        if target.is_dir() and json.loads((target / "config.json").read_text())["ndf"] != SPEC.ndf:
+        if (target / "config.json").exists() and checkpoint.config["ndf"] != SPEC.ndf:
             raise ValueError("another config")
         return checkpoint.fingerprint(recompute=True)
 
@@ -77,7 +77,14 @@ def campaign(folder: Path, kills: int, seed: int) -> dict:
         took = time.perf_counter() - started
         (target / "keep.txt" if target.is_dir() else folder / "keep.txt").write_text("mine")
         goal = 0
+        if kind == "download":  # converted in place, beside the file that is the old state
+            with open_checkpoint(sources[0][0]) as checkpoint:
+                convert(checkpoint, target / "original.ckpt")
         while outcome["kills"] < kills * (TARGETS.index(kind) + 1) / len(TARGETS):
+            if kind == "download":
+                goal = 1
+                for file in (*target.glob("*.json"), *target.glob("*.safetensors")):
+                    file.unlink()
             source, wanted = sources[goal]
             # Half of the moments anywhere, half around the end, where files take each other's places.
             was_killed = killed(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections import namedtuple
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from checkpoint_support import KINDS, SPECS, bits, config, osp, same_state, snapshot, to_torch, weights
-from osp_shared.checkpoints import Options, convert, open_checkpoint, staging, write_safetensors
+from osp_shared.checkpoints import Options, convert, open_checkpoint, write_safetensors
 from osp_shared.errors import OspError
 
 
@@ -299,127 +297,3 @@ def test_i2v_starts_from_t2v(tmp_path):
         assert mask.std() > 0.8 * bound / math.sqrt(3) and np.abs(mask).max() <= bound
     status, _, err = osp("convert", "i2v", "--src", tmp_path / "a", "--target", tmp_path / "c")
     assert status == 2 and "starts from a text-to-video" in err
-
-
-# ------------------------------------------------------------------------------------------------ interruption, space
-
-
-class Stop(Exception):
-    """Stands for a killed process: nothing is cleaned up."""
-
-
-def interrupted(source, target, after: int, options: Options):
-    """Convert, and lose the process once `after` bytes have been handled."""
-    handled = 0
-
-    def progress(n, _):
-        nonlocal handled
-        handled += n
-        if handled >= after:
-            raise KeyboardInterrupt
-
-    with open_checkpoint(source) as c, pytest.raises(KeyboardInterrupt):
-        convert(c, target, options, progress=progress)
-
-
-def test_interrupted_conversion_continues(tmp_path):
-    write_safetensors(tmp_path / "s", weights("dit").items())
-    (tmp_path / "s" / "config.json").write_text(json.dumps(config("dit")))
-    total, options = sum(a.nbytes for a in weights("dit").values()), Options(shard_bytes=3000)
-    interrupted(tmp_path / "s", tmp_path / "o", total, options)
-    assert not (tmp_path / "o").exists()
-    partial = tmp_path / ".o.osp-partial"
-    done = {p.name: p.stat().st_ino for p in partial.glob("diffusion*.safetensors")}
-    assert len(done) >= 3
-    handled = []
-    with open_checkpoint(tmp_path / "s") as c:
-        convert(c, tmp_path / "o", options, progress=lambda n, total: handled.append(n))
-    assert sum(handled) == 2 * total  # the bar still ends at the total
-    assert not partial.exists()
-    with open_checkpoint(tmp_path / "o") as c:
-        same_state(c, weights("dit"))
-
-
-def test_finished_shards_are_kept_only_for_the_same_job(tmp_path):
-    for salt in ("", "x"):
-        write_safetensors(tmp_path / f"s{salt}", weights("dit", salt=salt).items())
-        (tmp_path / f"s{salt}" / "config.json").write_text(json.dumps(config("dit")))
-    options = Options(shard_bytes=3000)
-    interrupted(tmp_path / "s", tmp_path / "o", 20_000, options)
-    partial = tmp_path / ".o.osp-partial"
-    kept = next(iter(sorted(partial.glob("diffusion*.safetensors"))))
-    stamp = kept.stat().st_mtime_ns
-    with open_checkpoint(tmp_path / "s") as c:
-        convert(c, tmp_path / "o", options)
-    assert (tmp_path / "o" / kept.name).stat().st_mtime_ns == stamp  # continued: this shard was not written again
-    shutil.rmtree(tmp_path / "o")
-    interrupted(tmp_path / "s", tmp_path / "o", 20_000, options)
-    with open_checkpoint(tmp_path / "sx") as c:
-        convert(c, tmp_path / "o", options)
-    with open_checkpoint(tmp_path / "o") as c:
-        same_state(c, weights("dit", salt="x"))
-
-
-def test_disk_space_is_checked_first(tmp_path, monkeypatch):
-    write_safetensors(tmp_path / "s", weights("discriminator").items())
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage(1 << 40, 0, 10 << 20))
-    with open_checkpoint(tmp_path / "s") as c, pytest.raises(OspError, match="of disk space, 10.0 MiB are free"):
-        convert(c, tmp_path / "o")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
-
-
-def test_write_that_reads_back_differently(tmp_path, monkeypatch):
-    """A disk that swallows a bit: the target never appears."""
-    from osp_shared.checkpoints import write
-
-    write_safetensors(tmp_path / "s", weights("discriminator").items())
-    honest = write.write_all
-
-    def faulty(file, piece):
-        if piece.size == weights("discriminator")["main.2.weight"].nbytes:
-            piece = piece.copy()
-            piece[7] ^= 1
-        honest(file, piece)
-
-    monkeypatch.setattr(write, "write_all", faulty)
-    with open_checkpoint(tmp_path / "s") as c, pytest.raises(OspError, match="reads back differently"):
-        convert(c, tmp_path / "o")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
-
-
-def test_two_conversions_to_one_target(tmp_path):
-    write_safetensors(tmp_path / "s", weights("discriminator").items())
-    with (
-        staging.Staging(tmp_path / "o"),
-        open_checkpoint(tmp_path / "s") as c,
-        pytest.raises(OspError, match="another process"),
-    ):
-        convert(c, tmp_path / "o")
-
-
-def test_folder_is_swapped_without_an_exchange_call(tmp_path, monkeypatch):
-    """File systems without renameat2's exchange: two renames, and a crash between them is undone by the next run."""
-    write_safetensors(tmp_path / "s", weights("discriminator").items())
-    write_safetensors(tmp_path / "o", weights("discriminator", salt="old").items())
-    monkeypatch.setattr(staging, "_exchange", lambda a, b: False)
-    rename = staging.os.rename
-
-    def crash_before_the_second(a, b):
-        if b == tmp_path / "o":
-            raise KeyboardInterrupt
-        rename(a, b)
-
-    monkeypatch.setattr(staging.os, "rename", crash_before_the_second)
-    with open_checkpoint(tmp_path / "s") as c, pytest.raises(KeyboardInterrupt):
-        convert(c, tmp_path / "o", Options(overwrite=True))
-    assert not (tmp_path / "o").exists()
-    monkeypatch.setattr(staging.os, "rename", rename)
-    with staging.Staging(tmp_path / "o"):
-        with open_checkpoint(tmp_path / "o") as c:
-            same_state(c, weights("discriminator", salt="old"))
-    with open_checkpoint(tmp_path / "s") as c:
-        convert(c, tmp_path / "o", Options(overwrite=True))
-    with open_checkpoint(tmp_path / "o") as c:
-        same_state(c, weights("discriminator"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["o", "s"]

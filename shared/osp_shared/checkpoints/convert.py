@@ -22,6 +22,7 @@ from osp_shared.checkpoints.write import (
     STEM,
     Item,
     SafetensorsWriter,
+    entry_name,
     header_size,
     index_text,
     name_shards,
@@ -113,8 +114,8 @@ def _existing(target: Path, todo: Plan, options: Options) -> dict[str, str] | No
         parts = [parse(file) for file in files]
         digests = {n: d for part in parts for n, d in part.digests.items()}
         same = all(part.metadata.get("osp_job") == todo.key for part in parts)
-        if same and digests.keys() == {item.canonical for item in todo.items}:
-            return digests
+        if same:  # all of it, or what a killed run had moved in before its index
+            return digests if digests.keys() == {item.canonical for item in todo.items} else None
     except OspError:
         pass  # not a file of ours
     if not options.overwrite:
@@ -138,7 +139,8 @@ def _write(source: Checkpoint, target: Path, todo: Plan, options: Options, progr
         _companions(source, staging.folder, target)
         if todo.config is not None:
             write_text(staging.folder / "config.json", json.dumps(todo.config, indent=2) + "\n")
-        staging.commit_folder(replaced_by(_stem(source.kind)))
+        stem, count = _stem(source.kind), len(todo.shards(options.shard_bytes))
+        staging.commit_folder(replaced_by(stem), entry_name(name_shards(count, stem), stem))
         return digests
 
 
@@ -159,7 +161,7 @@ def _write_shards(source: Checkpoint, staging: Staging, todo: Plan, options: Opt
             part.rename(path)
         weight_map |= {item.name: names[k] for item in items}
     if len(shards) > 1:
-        write_text(staging.folder / f"{stem}.safetensors.index.json", index_text(weight_map, todo.nbytes, digests))
+        write_text(staging.folder / entry_name(names, stem), index_text(weight_map, todo.nbytes, digests))
     return digests
 
 

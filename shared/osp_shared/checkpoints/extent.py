@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,7 @@ class Files:
 
     def __init__(self) -> None:
         self._handles: dict[Path, int] = {}
+        self._ring: deque[np.ndarray] = deque()
 
     def read_into(self, segment: Segment, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` of the segment."""
@@ -98,8 +100,11 @@ class Files:
                 raise OspError(f"{segment.path}: the file ended early; it changed while it was being read")
             done += got
 
-    def chunks(self, extent: Extent, size: int = CHUNK) -> Iterator[np.ndarray]:
-        """The tensor's bytes in C order as uint8 pieces of `size` bytes (the last may be shorter)."""
+    def chunks(self, extent: Extent, size: int = CHUNK, reuse: bool = False) -> Iterator[np.ndarray]:
+        """The tensor's bytes in C order as uint8 pieces of `size` bytes (the last may be shorter).
+
+        reuse: a piece is overwritten after three more have been taken, which spares fresh memory for each.
+        """
         if extent.stride is not None:
             step = size // dtypes.ITEMSIZE[extent.dtype]
             flat = self._strided(extent).flat
@@ -111,7 +116,8 @@ class Files:
         total, segments, start = extent.nbytes, iter(extent.segments), 0
         segment = next(segments, None)
         for first in range(0, total, size):
-            piece = np.empty(min(size, total - first), np.uint8)
+            wanted = min(size, total - first)
+            piece = self._lend(wanted) if reuse and size == CHUNK else np.empty(wanted, np.uint8)
             view, filled = memoryview(piece), 0
             while filled < piece.size:
                 n = min(piece.size - filled, segment.nbytes - start)
@@ -120,6 +126,12 @@ class Files:
                 if start == segment.nbytes:
                     segment, start = next(segments, None), 0
             yield piece
+
+    def _lend(self, size: int) -> np.ndarray:
+        if not self._ring:
+            self._ring.extend(np.empty(CHUNK, np.uint8) for _ in range(4))
+        self._ring.rotate()
+        return self._ring[0][:size]
 
     def read(self, extent: Extent) -> np.ndarray:
         """One tensor in C order, in its own memory."""

@@ -6,6 +6,7 @@ the only safetensors file, a pickle index, the only pickle or MindSpore file.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from osp_shared.errors import OspError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # only an index says what these make together
 MAX_INDEX = 64 << 20
 MAX_SHARDS = 10_000
 
@@ -62,12 +64,14 @@ def _in_folder(folder: Path) -> Location:
         usual = [stem + single for stem in STEMS if stem + single in names]
         if usual:
             return Location(folder, (folder / usual[0],))
-        if single == ".safetensors" and (loose := [n for n in names if n.endswith(single)]):
+        if single == ".safetensors" and (loose := [n for n in names if n.endswith(single) and not _SHARD.search(n)]):
             return Location(folder, (folder / _only(folder, loose, "safetensors files"),))
-    weights = [n for n in names if n.endswith(PICKLES)]
+    weights = [n for n in names if n.endswith(PICKLES) and not _SHARD.search(n)]
     if weights:
         return Location(folder, (folder / _only(folder, weights, "weight files"),))
-    below = sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.safetensors")))
+    if shards := [n for n in names if _SHARD.search(n)]:
+        raise OspError(f"{folder}: shards such as {shards[0]}, but no index .json that says what they are; download it")
+    below = sorted(p.parent.name for p in folder.glob("*/*") if p.suffix in (".safetensors", *PICKLES))
     hint = f"; there are some in its subfolder {below[0]}" if below else ""
     kinds = ", ".join(("*.safetensors", *(f"*{p}" for p in PICKLES)))
     raise OspError(f"{folder}: no weights found (looked for {kinds}){hint}")

@@ -31,7 +31,7 @@ _MINDSPORE_LAYERS: dict[str, tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 }
 
 # Prefixes that trainers and wrappers put before a model's own names.
-WRAPPERS = ("module.", "network.", "autoencoder.", "_orig_mod.", "backbone.")
+WRAPPERS = ("module.", "network.", "autoencoder.", "_orig_mod.")
 _WRAPPER = re.compile("(?:" + "|".join(re.escape(w) for w in WRAPPERS) + ")+")
 _ANYWHERE = "_backbone."  # inserted by MindSpore's cell wrappers at any level
 

@@ -66,8 +66,6 @@ def make(source: Checkpoint, spec: Any, options: Options, config: Mapping[str, A
     """Plan for a checkpoint of a known model (`spec`), or of an unknown one (`spec` None: names as they are)."""
     kind = kinds.BY_NAME.get(source.kind) if spec is not None else None
     order = [n for n in spec.parameters() if n in source.extents] if spec is not None else list(source.extents)
-    if kind is not None and kind.name == "t5":
-        order = [n for n in order if not kind.is_constant(n)]  # the alias of the shared embedding: 4 GB for nothing
     own = names.to_mindspore(order, kind.name) if kind and options.form == "mindspore" else {n: n for n in order}
     items = [_item(source, name, own[name], options.dtype) for name in order]
     items.sort(key=lambda item: -dtypes.ITEMSIZE[item.dtype])
@@ -108,7 +106,7 @@ def _item(source: Checkpoint, name: str, own: str, cast: str | None) -> Item:
     want = cast if cast is not None and have in dtypes.FLOATS else have
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtypes.ITEMSIZE[want]
     if want == have:
-        return Item(own, name, want, shape, nbytes, lambda: source.chunks(name))
+        return Item(own, name, want, shape, nbytes, lambda: source.pieces(name), source.digests.get(name))
     return Item(own, name, want, shape, nbytes, lambda: regroup(_cast(source, name, have, want)))
 
 

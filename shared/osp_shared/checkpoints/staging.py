@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from osp_shared.errors import OspError
@@ -27,7 +28,7 @@ class Staging:
     """Temporary folder for `target` (a file or a folder) with an exclusive lock."""
 
     def __init__(self, target: Path) -> None:
-        self.target = Path(os.path.abspath(target))
+        self.target = Path(os.path.realpath(target))  # what a link points to, not the link
         self.folder = self.target.parent / f".{self.target.name}.osp-partial"
         self._old = self.target.parent / f".{self.target.name}.osp-old"
         self._lock: int | None = None
@@ -80,17 +81,37 @@ class Staging:
         os.replace(staged, self.target)
         fsync_folder(self.target.parent)
 
-    def commit_folder(self, replaces) -> None:
-        """Put the staging folder in the target's place. Files of an existing target stay, unless `replaces(name)`."""
+    def commit_folder(self, replaces: Callable[[str], bool], entry: str) -> None:
+        """Put the staged files in the target's place.
+
+        replaces(name): which files of an existing folder give way; the others stay. entry: the file that readers start
+        from (the index, or the only weight file). Where nothing has to give way the files are moved in, this one last;
+        otherwise the folders change places as a whole.
+        """
         (self.folder / _JOB).unlink(missing_ok=True)
-        if self.target.exists():
-            _carry_over(self.target, self.folder, replaces)
         fsync_folder(self.folder)
-        if self.target.exists():
-            self._swap()
-        else:
+        if not self.target.exists():
             os.rename(self.folder, self.target)
+        elif self._nothing_gives_way(replaces):
+            self._move_in(entry)
+        else:
+            _carry_over(self.target, self.folder, replaces)
+            fsync_folder(self.folder)
+            self._swap()
         fsync_folder(self.target.parent)
+
+    def _nothing_gives_way(self, replaces: Callable[[str], bool]) -> bool:
+        if any(replaces(child.name) for child in self.target.iterdir()):
+            return False
+        twins = [(child, self.target / child.name) for child in self.folder.iterdir()]
+        return all(not b.exists() or (b.is_file() and a.read_bytes() == b.read_bytes()) for a, b in twins)
+
+    def _move_in(self, entry: str) -> None:
+        for child in sorted(self.folder.iterdir(), key=lambda p: p.name == entry):
+            if child.name == entry:
+                fsync_folder(self.target)
+            os.rename(child, self.target / child.name)
+        fsync_folder(self.target)
 
     def _swap(self) -> None:
         try:
@@ -119,7 +140,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _carry_over(old: Path, new: Path, replaces) -> None:
+def _carry_over(old: Path, new: Path, replaces: Callable[[str], bool]) -> None:
     """Hard-link (or copy) what the old folder holds beside the files that are replaced."""
     for child in old.iterdir():
         twin = new / child.name

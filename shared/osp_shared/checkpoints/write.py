@@ -31,7 +31,8 @@ _ROOM = 256 << 10  # header of a file whose tensors are not known beforehand
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor to be written: `name` in the file, `canonical` in fingerprints, and its bytes on demand."""
+    """A tensor to be written: `name` in the file, `canonical` in fingerprints, and its bytes on demand. `known` is the
+    fingerprint that its source recorded: the content must have it."""
 
     name: str
     canonical: str
@@ -39,6 +40,16 @@ class Item:
     shape: tuple[int, ...]
     nbytes: int
     pieces: Callable[[], Iterator[np.ndarray]]  # uint8, CHUNK bytes each, the last may be shorter
+    known: str | None = None
+
+    def checked(self, digest: str) -> str:
+        """The fingerprint of what was written, if the source agrees."""
+        if self.known not in (None, digest):
+            raise OspError(
+                f"tensor {self.name}: its content is not what was once written (another fingerprint); "
+                "the source is damaged or was edited: download or convert it again"
+            )
+        return digest
 
 
 def item_of(name: str, array: np.ndarray, canonical: str | None = None) -> Item:
@@ -81,7 +92,7 @@ class SafetensorsWriter:
         offsets = [self.nbytes, self.nbytes + written]
         self._header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets}
         self.nbytes += written
-        digest = self.digests[item.canonical] = running.hexdigest()
+        digest = self.digests[item.canonical] = item.checked(running.hexdigest())
         self.expected[item.name] = digest, item.dtype, item.shape
 
     def finish(self, **metadata: str) -> None:
@@ -135,7 +146,7 @@ def verify_file(
         raise OspError(f"{path}: reads back with other names, types or shapes than were written")
     try:
         for name, (digest, dtype, shape) in expected.items():
-            if fingerprint.of_pieces(dtype, shape, files.chunks(extents[name])) != digest:
+            if fingerprint.of_pieces(dtype, shape, files.chunks(extents[name], reuse=True)) != digest:
                 raise OspError(f"{path}: tensor {name} reads back differently; the disk may be failing")
             progress(extents[name].nbytes)
     finally:
@@ -203,8 +214,8 @@ def write_safetensors(
         if len(files) > 1:
             weight_map = {name: files[k] for name, k in names.items()}
             text = index_text(weight_map, sum(w.nbytes for w in writers), digests)
-            write_text(staging.folder / f"{stem}.safetensors.index.json", text)
-        staging.commit_folder(replaced_by(stem))
+            write_text(staging.folder / entry_name(files, stem), text)
+        staging.commit_folder(replaced_by(stem), entry_name(files, stem))
     return set_fingerprint(digests)
 
 
@@ -213,3 +224,8 @@ def name_shards(count: int, stem: str) -> list[str]:
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
+
+
+def entry_name(files: list[str], stem: str) -> str:
+    """The file that readers start from: the index when there are several weight files."""
+    return files[0] if len(files) == 1 else f"{stem}.safetensors.index.json"

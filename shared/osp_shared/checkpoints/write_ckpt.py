@@ -42,10 +42,10 @@ class CkptWriter:
             left -= take
             if left == 0:
                 break
-        if next(pieces, None) is not None:  # asking also lets the source compare what it read with its fingerprint
+        if next(pieces, None) is not None:  # asking also lets a cast compare what it read with its fingerprint
             raise OspError(f"tensor {item.name}: has more than {item.nbytes} bytes")
         self.nbytes += item.nbytes
-        digest = self.digests[item.canonical] = running.hexdigest()
+        digest = self.digests[item.canonical] = item.checked(running.hexdigest())
         self.expected[item.name] = digest, item.dtype, item.shape
 
     def finish(self, **metadata: str) -> None:
