@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from osp_shared.geometry.chunks import Tiling
 from osp_shared.specs.dit import DiTSpec
 from osp_shared.specs.t5 import T5Spec
 from osp_shared.specs.wfvae import WFVAESpec
@@ -55,7 +56,9 @@ class Backend(Protocol):
 
     name: str
 
-    def load_vae(self, path: str, *, dtype: str = "fp32", device: str | None = None, tiling=None) -> VideoAutoencoder: ...
+    def load_vae(
+        self, path: str, *, dtype: str = "fp32", device: str | None = None, tiling: Tiling | None = None
+    ) -> VideoAutoencoder: ...
 
     def load_dit(self, path: str, *, dtype: str = "fp32", device: str | None = None) -> Denoiser: ...
 
