@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from checkpoint_support import KINDS, SPECS, bits, config, same_bits, same_state, to_torch, weights
 from osp_shared.checkpoints import Options, convert, fingerprint, open_checkpoint, write_safetensors
 from osp_shared.checkpoints.names import to_mindspore
+from osp_shared.specs.auxiliary import DiscriminatorSpec, LPIPSSpec
 
 PREFIXES = ("", "module.", "network.", "autoencoder.", "module.network.", "_orig_mod.")
 SOURCES = ("zip", "legacy", "safetensors", "state_dict", "ema", "sharded bin")
@@ -165,3 +166,14 @@ def test_specs_describe_the_weights(kind):
             assert checkpoint.spec(config(kind)).parameters() == SPECS[kind].parameters()
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("file", golden_files.files("wfvae", "loss_module_entries"), ids=lambda f: f.stem)
+def test_loss_networks_have_the_original_entries(file):
+    """Names, shapes and order of the discriminator and LPIPS, as the original's loss module lists them."""
+    golden = golden_files.load(file)
+    entries = {name: tuple(shape) for name, shape, _ in golden["loss_module_entries"]}
+    for prefix, spec in (("discriminator.", DiscriminatorSpec()), ("perceptual_loss.", LPIPSSpec())):
+        listed = {n.removeprefix(prefix): s for n, s in entries.items() if n.startswith(prefix)}
+        assert list(spec.parameters().items()) == list(listed.items())
+    assert DiscriminatorSpec().parameter_count == golden["discriminator_parameters"]

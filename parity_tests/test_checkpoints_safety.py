@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -10,10 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import checkpoint_fuzz
-from checkpoint_support import osp, weights
+from checkpoint_support import SPECS, config, osp, weights
 from osp_shared.checkpoints import open_checkpoint
 from osp_shared.errors import OspError
 from osp_shared.specs.auxiliary import DiscriminatorSpec, LlamaSpec, LPIPSSpec
@@ -251,6 +253,50 @@ def test_every_checkpoint_command_refuses(tmp_path, monkeypatch, command):
     assert status == 2 and "posix.system" in err and err.count("\n") == 1, err
     assert not (folder / "pwned").exists()
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(p.name for p in folder.iterdir())
+
+
+LOADING = (
+    ("sample", "--ae_path", "{evil}", "--model_path", "{dit}", "--text_encoder_name_1", "{t5}", "--text_prompt", "x"),
+    ("sample", "--ae_path", "{vae}", "--model_path", "{evil}", "--text_encoder_name_1", "{t5}", "--text_prompt", "x"),
+    ("sample", "--ae_path", "{vae}", "--model_path", "{dit}", "--text_encoder_name_1", "{evil}", "--text_prompt", "x"),
+    ("rec-video", "--ae_path", "{evil}", "--video_path", "x.mp4", "--rec_path", "y.mp4"),
+    (
+        "rec-video",
+        "--ae_path",
+        "{vae}",
+        "--ms_checkpoint",
+        "{evil}/m.ckpt",
+        "--video_path",
+        "x.mp4",
+        "--rec_path",
+        "y.mp4",
+    ),
+    ("rec-video-folder", "--ae_path", "{evil}", "--real_video_dir", ".", "--generated_video_dir", "y"),
+    ("rec-image", "--ae_path", "{evil}", "--image_path", "x.png", "--rec_path", "y.png"),
+    ("trace", "capture", "y", "--model", "wfvae-encode", "--weights", "{evil}", "--backend", "torch"),
+)
+
+
+@pytest.mark.parametrize("command", LOADING, ids=lambda c: f"{c[0]} {c.index(next(a for a in c if 'evil' in a)) - 1}")
+def test_every_loading_command_refuses(tmp_path, monkeypatch, command):
+    """Whatever loads weights refuses the same file: a gadget in a checkpoint that is otherwise in order."""
+    from osp_shared.checkpoints import write_safetensors
+
+    small = {"dit": {"caption_channels": 8}, "wfvae": {}, "t5": {}}
+    places = {"evil": tmp_path / "evil"}
+    for name, kind in (("vae", "wfvae"), ("dit", "dit"), ("t5", "t5")):
+        spec = dataclasses.replace(SPECS[kind], **small[kind])
+        places[name] = tmp_path / name
+        write_safetensors(places[name], ((n, np.zeros(s, np.float32)) for n, s in spec.parameters().items()))
+        (places[name] / "config.json").write_text(json.dumps(spec.to_config()))
+    places["evil"].mkdir()
+    gadget = pickle.dumps({"state_dict": {"w": Call(os.system, "touch pwned")}}, 2)
+    (places["evil"] / "m.ckpt").write_bytes(checkpoint_fuzz.zip_file(gadget))
+    (places["evil"] / "config.json").write_text(json.dumps(config("wfvae")))
+    monkeypatch.chdir(tmp_path)
+    status, _, err = osp(*(a.format(**places) for a in command))
+    assert status == 2 and "posix.system" in err, err
+    assert not (tmp_path / "pwned").exists() and not (tmp_path / "y").exists()
 
 
 # ------------------------------------------------------------------------------------------------ kills
