@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import golden_files
 from checkpoint_support import KINDS, SPECS, bits, config, same_bits, same_state, to_torch, weights
 from osp_shared.checkpoints import Options, convert, fingerprint, open_checkpoint, write_safetensors
 from osp_shared.checkpoints.names import to_mindspore
