@@ -48,19 +48,19 @@ def write(folder: Path, tokenizer: Path) -> dict[str, Path]:
     A few MB; the text encoder's table is bfloat16. Returns their paths by role.
     """
     paths = {name: folder / name for name in ("vae", "transformer", "text_encoder")}
-    _write_model(paths["vae"], VAE, autoencoder())
+    write_model(paths["vae"], VAE, autoencoder())
     transformer = filled(DIT)
     transformer["proj_out.weight"] *= 0.1  # guidance multiplies what it predicts: without this, every pixel is clipped
-    _write_model(paths["transformer"], DIT, transformer, shard_bytes=2 << 20)
+    write_model(paths["transformer"], DIT, transformer, shard_bytes=2 << 20)
     text = filled(T5)
     text["shared.weight"] = text["shared.weight"].astype(ml_dtypes.bfloat16)
-    _write_model(paths["text_encoder"], T5, text, stem="model")
+    write_model(paths["text_encoder"], T5, text, stem="model")
     for file in tokenizer.iterdir():
         shutil.copyfile(file, paths["text_encoder"] / file.name)
     return paths
 
 
-def _write_model(folder: Path, spec, tensors: Mapping[str, np.ndarray], **how) -> None:
+def write_model(folder: Path, spec, tensors: Mapping[str, np.ndarray], **how) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder, tensors.items(), metadata={"note": "untrained weights of the demo"}, **how)
     config = {**spec.to_config(), "_note": "untrained weights of the demo"}
