@@ -15,7 +15,7 @@ from osp_shared.checkpoints import kinds, plan
 from osp_shared.checkpoints.checkpoint import Checkpoint
 from osp_shared.checkpoints.locate import PICKLES
 from osp_shared.checkpoints.plan import Options, Plan
-from osp_shared.checkpoints.raw import parse
+from osp_shared.checkpoints.raw import parse, read_config
 from osp_shared.checkpoints.staging import Staging
 from osp_shared.checkpoints.write import (
     SET_FINGERPRINT,
@@ -72,7 +72,7 @@ def convert(
     spec = None if unknown and source.kind is None else source.spec(config)
     todo = plan.make(source, spec, options, config)
     _check_target(source, target, todo)
-    done = _existing(target, todo, options)
+    done = _existing(target, todo, options, _stem(source.kind))
     digests = done or _write(source, target, todo, options, progress)
     return Report(
         target, source.kind, len(todo.items), todo.nbytes, kinds.set_fingerprint(digests), tuple(source.notes),
@@ -101,21 +101,23 @@ def _stem(source_kind: str | None) -> str:
     return kinds.BY_NAME[source_kind].stem if source_kind else STEM
 
 
-def _existing(target: Path, todo: Plan, options: Options) -> dict[str, str] | None:
+def _existing(target: Path, todo: Plan, options: Options, stem: str) -> dict[str, str] | None:
     """Fingerprints of a target that this very job wrote before; OspError when the target is something else."""
     if not target.exists():
         return None
     if _is_file(target) != target.is_file():
         raise OspError(f"{target}: is a {'file' if target.is_file() else 'folder'}; the target would not be one")
     files = [target] if target.is_file() else sorted(target.glob("*.safetensors"))
+    entry = target / entry_name([f.name for f in files] or [""], stem)
     if not files:
         return None
     try:
         parts = [parse(file) for file in files]
         digests = {n: d for part in parts for n, d in part.digests.items()}
-        same = all(part.metadata.get("osp_job") == todo.key for part in parts)
-        if same:  # all of it, or what a killed run had moved in before its index
-            return digests if digests.keys() == {item.canonical for item in todo.items} else None
+        if all(part.metadata.get("osp_job") == todo.key for part in parts):
+            # All of it, or what a killed run had moved in before its index.
+            whole = digests.keys() == {item.canonical for item in todo.items} and (target.is_file() or entry.exists())
+            return digests if whole else None
     except OspError:
         pass  # not a file of ours
     if not options.overwrite:
@@ -137,7 +139,7 @@ def _write(source: Checkpoint, target: Path, todo: Plan, options: Options, progr
             return digests
         digests = _write_shards(source, staging, todo, options, tell)
         _companions(source, staging.folder, target)
-        if todo.config is not None:
+        if todo.config is not None and todo.config != read_config(target):
             write_text(staging.folder / "config.json", json.dumps(todo.config, indent=2) + "\n")
         stem, count = _stem(source.kind), len(todo.shards(options.shard_bytes))
         staging.commit_folder(replaced_by(stem), entry_name(name_shards(count, stem), stem))
@@ -147,11 +149,10 @@ def _write(source: Checkpoint, target: Path, todo: Plan, options: Options, progr
 def _write_shards(source: Checkpoint, staging: Staging, todo: Plan, options: Options, tell) -> dict[str, str]:
     """All shards under their published names, with the index if there are several; finished ones are kept."""
     shards = todo.shards(options.shard_bytes)
-    stem, paths, digests, weight_map = _stem(source.kind), [], {}, {}
+    stem, digests, weight_map = _stem(source.kind), {}, {}
     names = name_shards(len(shards), stem)
     for k, items in enumerate(shards):
         path = staging.folder / names[k]
-        paths.append(path)
         if path.exists():  # renamed only after it was verified
             digests |= parse(path).digests
             tell(2 * sum(item.nbytes for item in items))
