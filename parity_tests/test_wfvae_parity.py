@@ -140,3 +140,59 @@ def test_half_types(case, dtype):
     for exact, reference, found in zip(*results, strict=True):
         own, error = (float(np.sqrt(((a - exact) ** 2).mean())) for a in (reference, found))
         assert 0 < error <= 2 * own, f"rms {error:.2e} from float64, the reference's own {own:.2e}"
+
+
+@pytest.mark.parametrize(
+    "rows, stride, padding", [(32, 1, (0, 1, 1)), (33, 1, (0, 1, 1)), (63, 2, (0, 0, 1, 1, 0, 1)), (32, 1, (0, 0, 0))]
+)
+def test_conv3d_kernel(rows, stride, padding):
+    """Values and gradients around the sizes at which the CPU form computes one row more and cuts it off."""
+    import torch
+
+    import osp_mindspore  # noqa: F401
+    from osp_mindspore import kernels
+    from osp_torch import kernels as reference
+
+    import mindspore as ms
+
+    shapes = ((1, 4, 4, rows, 16 * stride), (6, 4, 3, 3, 3), (6,))
+    arrays = [fill.input_tensor(f"conv{i}", shape) for i, shape in enumerate(shapes)]
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [torch.from_numpy(a).to(dtype).requires_grad_() for a in arrays]
+        out = reference.conv3d(*leaves, (stride,) * 3, padding)
+        results.append([out, *torch.autograd.grad((out * out).sum(), leaves)])
+    truth, own = ([t.detach().numpy() for t in r] for r in results)
+
+    def loss(*leaves):
+        out = kernels.conv3d(*leaves, (stride,) * 3, padding)
+        return (out * out).sum(), out
+
+    found, out = ms.grad(loss, (0, 1, 2), has_aux=True)(*(ms.Tensor(a) for a in arrays))
+    for exact, reference_value, tensor in zip(truth, own, (out[0], *found), strict=True):
+        assert tensor.shape == exact.shape
+        assert np.abs(tensor.asnumpy() - exact).max() <= vaes.Allowance()(exact, reference_value)
+
+
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2)])
+def test_haar_kernels(window):
+    """The Ascend forms (windows moved into channels, one product) equal the CPU forms, which equal torch."""
+    import torch
+
+    from osp_mindspore.kernels.haar import haar_ascend, haar_cpu, inverse_haar_ascend, inverse_haar_cpu
+    from osp_torch import kernels as reference
+
+    import mindspore as ms
+
+    bands = int(np.prod(window))
+    filters = fill.input_tensor("filters", (bands, *window))
+    video = fill.input_tensor("video", (2, 3, 5, 7, 8))  # a frame (of windows of two) and a row are left over
+    analysed = reference.haar(torch.from_numpy(video), torch.from_numpy(filters))
+    synthesised = reference.inverse_haar(analysed, torch.from_numpy(filters)).numpy()
+    analysed = analysed.numpy()
+    for forward_form, inverse_form in ((haar_cpu, inverse_haar_cpu), (haar_ascend, inverse_haar_ascend)):
+        found = forward_form(ms.Tensor(video), ms.Tensor(filters)).asnumpy()
+        back = inverse_form(ms.Tensor(analysed), ms.Tensor(filters)).asnumpy()
+        for a, b in ((found, analysed), (back, synthesised)):
+            assert a.shape == b.shape
+            assert np.abs(a - b).max() <= bands * vaes.UNIT * 4 * np.abs(b).max()  # products of one sum, reordered
