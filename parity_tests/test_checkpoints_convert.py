@@ -88,13 +88,13 @@ def test_convert_torch_bin_as_the_readme_types_it(tmp_path):
 def test_torch_bin_of_an_unknown_model(tmp_path):
     import torch
 
-    torch.save({"text_model.a.weight": torch.ones(3), "b": torch.zeros(2, 2)}, tmp_path / "a.bin")
+    torch.save({"module.LayerNorm.gamma": torch.ones(3), "b": torch.zeros(2, 2)}, tmp_path / "a.bin")
     status, _, err = osp("convert", "--src", tmp_path / "a.bin", "--target", tmp_path / "o.safetensors")
     assert status == 2 and "not a known model" in err
     status, _, err = osp("convert", "torch-bin", "--src", tmp_path / "a.bin", "--target", tmp_path / "o.safetensors")
     assert status == 0, err
     with open_checkpoint(tmp_path / "o.safetensors") as c:
-        assert set(c.shapes) == {"text_model.a.weight", "b"}
+        assert set(c.shapes) == {"module.LayerNorm.gamma", "b"}
 
 
 def test_merge_as_the_readme_types_it(tmp_path):

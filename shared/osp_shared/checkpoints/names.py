@@ -76,9 +76,10 @@ def common(name: str) -> str | None:
 
 
 def canonical(names: Iterable[str], kind: str | None, path) -> Renamed:
-    """Canonical names of a model of `kind` (None: only what is common to all). OspError when two names meet."""
-    result = Renamed()
-    names = list(names)
+    """Canonical names of a model of `kind` (None, an unknown model: as they are). OspError when two names meet."""
+    names, result = list(names), Renamed()
+    if kind is None:
+        return Renamed({name: name for name in names})
     aliases = kind == "t5" and {common(n) for n in names} >= {"shared.weight", "encoder.embed_tokens.weight"}
     for raw in names:
         name = common(raw)
