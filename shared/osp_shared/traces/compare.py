@@ -198,7 +198,11 @@ def _exact_row(candidate: Trace, reference: Trace, record: Record, answer: Recor
 
 
 def _magnitudes(truth: Trace) -> dict[tuple, float]:
-    """Per output of a composite: largest root mean square of its first input and its parts' outputs, over its own."""
+    """Per output of a composite: largest root mean square of its parts' outputs and a residual input, over its own.
+
+    An input counts when it has the output's shape: others (a timestep, a mask) are not summed with the rest.
+    """
+    shapes: dict[tuple, tuple] = {r.key[:3]: r.shape for r in truth.records if r.kind == "output" and r.slot == "0"}
     operands: dict[tuple, float] = {}
     composites: set[tuple] = set()
     running: dict[tuple[int, str], tuple] = {}  # the call in progress of each module
@@ -207,7 +211,7 @@ def _magnitudes(truth: Trace) -> dict[tuple, float]:
         own = (record.step, record.path, record.call)
         rms = record.stats["rms"]
         if record.kind == "input" and record.slot == "0":
-            operands[own] = max(operands.get(own, 0.0), rms)
+            operands[own] = rms if shapes.get(own) == record.shape else 0.0
             running[(record.step, record.path)] = own
         elif record.kind == "output":
             caller = running.get((record.step, record.parent))

@@ -37,12 +37,13 @@ svg.chart{width:100%;height:auto;display:block;font:11px system-ui,sans-serif;fi
 .head{font-weight:600;fill:#323f4b}.small{font-size:10px}.legend span{margin-right:18px;white-space:nowrap}
 .legend i{display:inline-block;width:18px;height:4px;border-radius:2px;margin-right:6px;vertical-align:3px}
 .tree{font:12.5px/1.35 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;columns:2;column-gap:28px}
-.tree details,.tree div{break-inside:avoid-column}.tree details>*:not(summary){margin-left:15px}
+.tree .leaf{break-inside:avoid}.tree{overflow-wrap:anywhere}.tree details>*:not(summary){margin-left:15px}
 .tree summary{cursor:pointer}.tree .leaf{padding-left:13px}
 .chip{display:inline-block;min-width:50px;padding:0 6px;margin:1px 8px 1px 0;border-radius:4px;text-align:right;
 font-size:11.5px;color:#1f2933}.chip.hot{color:#fff;font-weight:600}.kind{color:#9aa5b1;margin-left:6px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:26px;align-items:start}.flow{display:flex;flex-wrap:wrap;gap:14px}
-figure{margin:0}figcaption{font-size:12px;color:var(--soft)}img{image-rendering:pixelated;border-radius:4px;display:block}
+figure{margin:0}
+.heat img{height:190px}figcaption{font-size:12px;color:var(--soft)}img{image-rendering:pixelated;border-radius:4px;display:block}
 table{border-collapse:collapse;font-size:12.5px;width:100%}td,th{padding:3px 9px;border-bottom:1px solid var(--line);
 text-align:right;font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left}
 th{font-weight:600;color:var(--soft)}
@@ -224,7 +225,7 @@ def _worst(item: Result, row: Row) -> str:
         f"<h3>Layer nearest to its bound: {escape(row.title)}</h3><p class='soft'>{escape(words)}</p>"
         '<div class="pair"><figure>' + plots.histogram(error, limit) +
         "<figcaption>errors in units of their bound (counts on a log scale); green lies within</figcaption></figure>"
-        f"<figure>{_heat(error)}<figcaption>absolute error, folded to two axes; dark is none, "
+        f"<figure class='heat'>{_heat(error)}<figcaption>absolute error, folded to two axes; dark is none, "
         f"pale is {number(float(np.nanmax(np.abs(error), initial=0.0)))}</figcaption></figure></div>"
         f'<div class="flow">{"".join(profiles)}</div>'
     )  # fmt: skip

@@ -108,7 +108,7 @@ def depth_chart(points: Sequence[dict], width: int = 1040, height: int = 300) ->
         if line:
             out.append(f'<path d="{_path(line)}" fill="none" stroke="{ink}" stroke-width="{wide_px}"/>')
     for x, p in zip(xs, points, strict=True):
-        if math.isnan(p["local"]):
+        if not p["local"] > 0:  # exact (a copy, a reshape) or not measured
             continue
         radius, ink = (5.5, BAD) if p["failed"] else (2.4, LOCAL)
         tip = f"{p['title']}: local {number(p['local'])}, bound {number(p['bound'])}, total {number(p['total'])}"
