@@ -43,7 +43,8 @@ svg.chart{width:100%;height:auto;display:block;font:11px system-ui,sans-serif;fi
 font-size:11.5px;color:#1f2933}.chip.hot{color:#fff;font-weight:600}.kind{color:#9aa5b1;margin-left:6px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:26px;align-items:start}.flow{display:flex;flex-wrap:wrap;gap:14px}
 figure{margin:0}
-.heat img{height:190px}figcaption{font-size:12px;color:var(--soft)}img{image-rendering:pixelated;border-radius:4px;display:block}
+.heat img{height:190px}figcaption{font-size:12px;color:var(--soft)}
+img{image-rendering:pixelated;border-radius:4px;display:block}
 table{border-collapse:collapse;font-size:12.5px;width:100%}td,th{padding:3px 9px;border-bottom:1px solid var(--line);
 text-align:right;font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left}
 th{font-weight:600;color:var(--soft)}
