@@ -111,7 +111,7 @@ def _report(args: argparse.Namespace, specs: dict, rows: list[dict], matmul: flo
         f"{'x'.join(map(str, args.dit_size))}, {args.text_tokens} text tokens",
         f"autoencoder: base_channels {v.base_channels}, {v.parameter_count / 1e6:.0f} M parameters; video "
         f"{'x'.join(map(str, args.vae_size))}",
-        f"{args.precision}, fastest of {args.repeats}; a float32 product of 2048 x 2048 runs at {matmul / 1e9:.0f} GFLOP/s",
+        f"{args.precision}, fastest of {args.repeats}; float32 product of 2048 x 2048: {matmul / 1e9:.0f} GFLOP/s",
         "",
         "job          backend       ms   GFLOP   GFLOP/s  of product  peak MiB  beyond loading     ratio",
     ]

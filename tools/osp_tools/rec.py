@@ -57,6 +57,8 @@ def plan(args: argparse.Namespace, spatial_default: int | None = None) -> Plan:
     Raises:
         OspError: weights, config or --ae that contradict each other; tiling options that do nothing.
     """
+    if not 0 <= args.seed < 2**64:
+        raise OspError(f"seed {args.seed}: must be in 0..2^64 - 1")
     path, config = options.vae_path(args)
     spec = Weights(path, WFVAESpec, config).spec
     options.check_ae_name(args.ae, spec)

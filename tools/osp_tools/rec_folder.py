@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +64,12 @@ def run(args: argparse.Namespace) -> None:
     sources = list_videos(args)
     outputs = output_names(sources, folder, args.num_frames)
     rank, world = options.ranks()
-    mine = range(rank, len(sources), world)
-    key = resume_key(args, plan)
-    keys = {i: identity({"run": key, "video": weights_identity(str(sources[i])), "index": i}) for i in mine}
-    todo = [i for i in mine if not (args.resume and finished(outputs[i], keys[i]))]
+    mine = items(args, plan, sources[rank::world], outputs[rank::world])
+    todo = [item for item in mine if not (args.resume and finished(item.output, item.key))]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} videos are finished already")
-    failed = _reconstruct_all(args, plan, [(i, sources[i], outputs[i], keys[i]) for i in todo]) if todo else 0
-    entries = [e for i in mine if (e := finished(outputs[i], keys[i]))]
+    failed = _reconstruct_all(args, plan, todo) if todo else 0
+    entries = [entry for item in mine if (entry := finished(item.output, item.key))]
     if entries:
         mean = {k: np.mean([e[k] for e in entries]) for k in ("psnr", "ssim")}
         print(f"mean of {len(entries)} videos: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
@@ -127,14 +127,30 @@ def output_names(sources: list[Path], folder: Path, num_frames: int) -> list[Pat
     return outputs
 
 
-def resume_key(args: argparse.Namespace, plan: rec.Plan) -> dict:
-    """What decides the outputs: every option but those of scheduling and place."""
+@dataclass(frozen=True)
+class Item:
+    """One video. number: names its random streams; from the file's name, so that other files change nothing."""
+
+    source: Path
+    output: Path
+    number: int
+    key: str
+
+
+def items(args: argparse.Namespace, plan: rec.Plan, sources: list[Path], outputs: list[Path]) -> list[Item]:
+    """Items with the hash of what decides their output: every option but those of scheduling and place."""
     aside = ("run", "argv", "command", "resume", "batch_size", "num_workers", "generated_video_dir", "data_file_path")
     own = {k: v for k, v in vars(args).items() if k not in aside}
-    return {**own, "weights": weights_identity(plan.path), "spec": plan.spec.to_config()}
+    shared = {**own, "weights": weights_identity(plan.path), "spec": plan.spec.to_config()}
+    found = []
+    for source, output in zip(sources, outputs, strict=True):
+        number = int.from_bytes(hashlib.sha256(source.stem.encode()).digest()[:8], "little")
+        key = identity({"run": shared, "video": weights_identity(str(source))})
+        found.append(Item(source, output, number, key))
+    return found
 
 
-def _reconstruct_all(args: argparse.Namespace, plan: rec.Plan, items: list[tuple]) -> int:
+def _reconstruct_all(args: argparse.Namespace, plan: rec.Plan, todo: list[Item]) -> int:
     """Read ahead in threads, reconstruct in batches, write; returns how many could not be read."""
     backend = options.select_backend(args)
     precision = backend.precision(args.precision, "bf16")
@@ -144,11 +160,11 @@ def _reconstruct_all(args: argparse.Namespace, plan: rec.Plan, items: list[tuple
         vae = plan.load(backend, precision)
     manifest.add_weights("ae", plan.path)
     failed, batch = 0, []
-    bar = tqdm(total=len(items), unit="video", desc="rec-video-folder")
+    bar = tqdm(total=len(todo), unit="video", desc="rec-video-folder")
     try:
-        for item, future in _read_ahead(args, items):
+        for item, future in _read_ahead(args, todo):
             try:
-                batch.append((*item, future.result()))
+                batch.append((item, future.result()))
             except OspError as error:
                 failed += 1
                 bar.write(f"left out: {error}", file=sys.stderr)
@@ -158,7 +174,7 @@ def _reconstruct_all(args: argparse.Namespace, plan: rec.Plan, items: list[tuple
         _reconstruct_batch(args, manifest, precision, vae, batch, bar)
     except KeyboardInterrupt:
         done = len(manifest.facts["outputs"])
-        bar.write(f"interrupted: {done} of {len(items)} videos are finished; go on with --resume", file=sys.stderr)
+        bar.write(f"interrupted: {done} of {len(todo)} videos are finished; go on with --resume", file=sys.stderr)
         raise
     finally:
         bar.close()
@@ -166,13 +182,13 @@ def _reconstruct_all(args: argparse.Namespace, plan: rec.Plan, items: list[tuple
     return failed
 
 
-def _read_ahead(args, items: list[tuple]) -> Iterator[tuple[tuple, Future]]:
+def _read_ahead(args, todo: list[Item]) -> Iterator[tuple[Item, Future]]:
     """(item, future of its clip), at most num_workers + 1 clips ahead."""
-    waiting: deque[tuple[tuple, Future]] = deque()
+    waiting: deque[tuple[Item, Future]] = deque()
     with ThreadPoolExecutor(args.num_workers) as pool:
         try:
-            for item in items:
-                waiting.append((item, pool.submit(read_clip, args, item[0], item[1])))
+            for item in todo:
+                waiting.append((item, pool.submit(read_clip, args, item)))
                 if len(waiting) > args.num_workers:
                     yield waiting.popleft()
             while waiting:
@@ -182,36 +198,38 @@ def _read_ahead(args, items: list[tuple]) -> Iterator[tuple[tuple, Future]]:
                 future.cancel()
 
 
-def read_clip(args: argparse.Namespace, index: int, path: Path) -> np.ndarray:
+def read_clip(args: argparse.Namespace, item: Item) -> np.ndarray:
     """(3, T, H, W) in [-1, 1]."""
     start = 0
     if args.dynamic_start_index:
-        slack = probe(path).frames - args.num_frames * args.sample_rate
+        slack = probe(item.source).frames - args.num_frames * args.sample_rate
         if slack > 0:
-            start = int(fill.rng(f"start of video {index} under seed {args.seed}").integers(slack + 1))
-    return load_video(path, args.num_frames, args.height, args.width, sample_rate=args.sample_rate, start=start)
+            start = int(fill.rng(f"start of video {item.number} under seed {args.seed}").integers(slack + 1))
+    return load_video(item.source, args.num_frames, args.height, args.width, sample_rate=args.sample_rate, start=start)
 
 
-def _reconstruct_batch(args, manifest: Manifest, precision: str, vae, batch: list[tuple], bar: tqdm) -> None:
+def _reconstruct_batch(
+    args, manifest: Manifest, precision: str, vae, batch: list[tuple[Item, np.ndarray]], bar: tqdm
+) -> None:
     """Reconstruct and write the batch, and empty it."""
     if not batch:
         return
-    video_BCTHW = np.stack([clip for *_, clip in batch])
+    video_BCTHW = np.stack([clip for _, clip in batch])
     with manifest.timed("reconstruct"):
-        result = rec.reconstruct(vae, video_BCTHW, args.seed, [i for i, *_ in batch], precision)
+        result = rec.reconstruct(vae, video_BCTHW, args.seed, [item.number for item, _ in batch], precision)
     origin = rec.original_frames(video_BCTHW) if args.output_origin else None
-    for k, (_, source, output, key, _) in enumerate(batch):
-        files = [_write(output, result.frames_BTHWC[k], args)]
+    for k, (item, _) in enumerate(batch):
+        _write(item.output, result.frames_BTHWC[k], args)
         if origin is not None:
-            _write(output.parent / "origin" / output.name, origin[k], args)
-        manifest.add_output(
-            finish(output, key, files, {"video": str(source), "psnr": result.psnr[k], "ssim": result.ssim[k]})
-        )
+            _write(item.output.parent / "origin" / item.output.name, origin[k], args)
+        facts = {"video": str(item.source), "psnr": result.psnr[k], "ssim": result.ssim[k]}
+        manifest.add_output(finish(item.output, item.key, [item.output], facts))
     bar.update(len(batch))
     batch.clear()
 
 
-def _write(path: Path, frames_THWC: np.ndarray, args) -> Path:
+def _write(path: Path, frames_THWC: np.ndarray, args) -> None:
     if len(frames_THWC) == 1:
-        return write_image(path, frames_THWC[0])
-    return write_video(path, frames_THWC, args.sample_fps / args.sample_rate)
+        write_image(path, frames_THWC[0])
+    else:
+        write_video(path, frames_THWC, args.sample_fps / args.sample_rate)

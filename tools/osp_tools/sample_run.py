@@ -59,6 +59,8 @@ def sample(setup: Setup, todo: list[Job], observe: Observer | None = None) -> No
     observe(job, latents (B, C, T, h, w), videos (B, T, H, W, 3) uint8) sees every job before it is written.
     """
     args = setup.args
+    if args.decode_latents:
+        _require_latents(todo)
     backend = options.select_backend(args)
     wanted = {"precision": "bf16", "text_encoder_precision": "fp16", "vae_precision": "fp16"}
     precisions = {name: backend.precision(getattr(args, name), accelerated) for name, accelerated in wanted.items()}
@@ -181,7 +183,7 @@ def _conditions(run: Run, jobs: list[Job]) -> dict[int, inpaint.Condition]:
 
 
 def _keep_latents(job: Job, latents: np.ndarray, size: tuple[int, int]) -> None:
-    job.latents.parent.mkdir(exist_ok=True)
+    job.latents.parent.mkdir(parents=True, exist_ok=True)
     temporary = job.latents.with_name(f".{job.latents.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -203,6 +205,15 @@ def _kept_latents(job: Job) -> tuple[np.ndarray, tuple[int, int]] | None:
         return None
 
 
+def _require_latents(jobs: list[Job]) -> None:
+    for job in jobs:
+        if _kept_latents(job) is None:
+            raise OspError(
+                f"no latents for prompt {job.index} in {job.latents.parent}: run with --save_latents and the same "
+                "options first"
+            )
+
+
 # ------------------------------------------------------------------------------------------------------------- pixels
 
 
@@ -210,12 +221,6 @@ def _decode_latents(run: Run, jobs: list[Job]) -> None:
     """Decode kept latents, write the outputs and delete the latents."""
     if not jobs:
         return
-    lacking = [job for job in jobs if _kept_latents(job) is None]
-    if lacking:
-        raise OspError(
-            f"no latents for prompt {lacking[0].index} in {lacking[0].latents.parent}: run with --save_latents and the "
-            "same options first"
-        )
     vae = run.load_vae()
     for job in tqdm(jobs, desc="decode", unit="prompt", disable=_quiet(run)):
         _decode(run, vae, job, *_kept_latents(job))
