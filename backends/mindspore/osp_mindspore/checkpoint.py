@@ -49,11 +49,11 @@ def build(
         shape, trained = tuple(parameter.shape), parameter.requires_grad
         if tuple(array.shape) != shape:
             raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {shape}")
-        _assign(model, name, Parameter(to_tensor(array).astype(target), name=name, requires_grad=trained))
+        assign(model, name, Parameter(to_tensor(array).astype(target), name=name, requires_grad=trained))
     return model.set_train(False)
 
 
-def _assign(model: nn.Cell, name: str, parameter: Parameter) -> None:
+def assign(model: nn.Cell, name: str, parameter: Parameter) -> None:
     """Put a parameter of any dtype in place: `set_data` would cast it to the old one's."""
     owner = model
     *path, leaf = name.split(".")

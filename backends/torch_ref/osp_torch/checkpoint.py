@@ -46,11 +46,11 @@ def build(
         if tuple(array.shape) != shape:
             raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {shape}")
         kept = dtype == "fp16" and any(name.endswith(leaf) for leaf in keep_float32)
-        _assign(model, name, to_tensor(array).to(torch.float32 if kept else DTYPES[dtype]))
+        assign(model, name, to_tensor(array).to(torch.float32 if kept else DTYPES[dtype]))
     return model.eval()
 
 
-def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+def assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     if leaf in owner._parameters:
