@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -43,6 +44,7 @@ def _watch(model, part, path, names, empty, read, dtype, observe):
     def release(cell, inputs, output):
         for name in names:
             assign(model, name, empty[name])
+        gc.collect()  # a Parameter is part of a cycle: without this, blocks pile up
         if observe is not None:
             observe(path, output)
 
