@@ -39,11 +39,17 @@ def sheet(original_THWC: np.ndarray, torch: dict, mindspore: dict) -> np.ndarray
     a, b = torch["rec"][t], mindspore["rec"][t]
     rows = [
         [("clip: Big Buck Bunny, Blender Foundation, CC BY 3.0", original_THWC[t]), ("its reconstruction, PyTorch", a)],
-        [("its reconstruction, MindSpore", b), (f"PyTorch - MindSpore, {GAIN} times", apart(a, b))],
+        [("its reconstruction, MindSpore", b), (f"difference PyTorch - MindSpore, {GAIN} times", apart(a, b))],
     ]
     k = max(original_THWC.shape[2] * 2 // (3 * torch["sample"].shape[2]), 1)
     c, d = (np.kron(r["sample"][t], np.ones((k, k, 1), np.uint8)) for r in (torch, mindspore))
-    rows.append([("sample from a prompt, PyTorch", c), ("MindSpore, same seed", d), ("difference", apart(c, d))])
+    rows.append(
+        [
+            ("sample (random weights), PyTorch", c),
+            ("MindSpore, same seed", d),
+            (f"difference, {GAIN} times", apart(c, d)),
+        ]
+    )
     stacked = [np.concatenate([labelled(text, picture) for text, picture in row], 1) for row in rows]
     width = max(row.shape[1] for row in stacked)
     stacked = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in stacked]
