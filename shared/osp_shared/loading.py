@@ -22,8 +22,11 @@ class Weights:
         """Raises OspError: unreadable files, a topology that contradicts the config, missing or unexpected names."""
         self.checkpoint: Checkpoint = open_checkpoint(path)
         config = self.checkpoint.config if config is None else config
-        self.spec = spec_class.derive(self.checkpoint.shapes, config)
-        self.spec.check(self.checkpoint.shapes)
+        try:
+            self.spec = spec_class.derive(self.checkpoint.shapes, config)
+            self.spec.check(self.checkpoint.shapes)
+        except OspError as error:
+            raise OspError(f"{path}: {error}") from None
 
     def read(self, name: str) -> np.ndarray | None:
         return self.checkpoint.read(name) if name in self.checkpoint.shapes else None
