@@ -176,9 +176,9 @@ def _write_file(path: Path, items: list[Item], todo: Plan, tell, whole: bool) ->
         for item in items:
             writer.add(item, tell)
         writer.finish(**({SET_FINGERPRINT: kinds.set_fingerprint(writer.digests)} if whole else {}))
+        verify_file(path, writer.expected, tell)
     finally:
         writer.close()
-    verify_file(path, writer.expected, tell)
     return writer.digests
 
 

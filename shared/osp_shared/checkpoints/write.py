@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,7 @@ class SafetensorsWriter:
         self._metadata, self._header = dict(metadata), {}
         self._used = header_size([], metadata)
         self._file = path.open("wb", buffering=0)
+        self._sync = Sync(self._file)
         self._file.seek(8 + room)
 
     def fits(self, item: Item) -> bool:
@@ -96,18 +98,42 @@ class SafetensorsWriter:
         self.expected[item.name] = digest, item.dtype, item.shape
 
     def finish(self, **metadata: str) -> None:
-        """Write the header, with more metadata if there is any, and fsync."""
+        """Write the header, with more metadata if there is any, and start the fsync that `close` waits for."""
         own = {FINGERPRINTS: json.dumps(self.digests, separators=(",", ":"))}
         text = _header_text({**self._metadata, **metadata, **own}, self._header)
         if len(text) > self.room:
             raise OspError(f"{self.path.name}: header of {len(text)} bytes is larger than the {self.room} left for it")
         self._file.seek(0)
         write_all(self._file, np.frombuffer(self.room.to_bytes(8, "little") + text.ljust(self.room), np.uint8))
-        os.fsync(self._file.fileno())
-        self.close()
+        self._sync.start()
 
     def close(self) -> None:
+        """The file is on the disk after this, if it was finished."""
+        self._sync.wait()
         self._file.close()
+
+
+class Sync:
+    """An fsync in the background: the disk writes while the file is being read back."""
+
+    def __init__(self, file) -> None:
+        self._file, self._pool, self._done = file, None, None
+
+    def start(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fsync")
+        self._done = self._pool.submit(os.fsync, self._file.fileno())
+
+    def wait(self) -> None:
+        """OspError when the disk refused."""
+        if self._done is None:
+            return
+        done, self._done = self._done, None
+        try:
+            done.result()
+        except OSError as e:
+            raise OspError(f"{self._file.name}: cannot be written ({e.strerror})") from None
+        finally:
+            self._pool.shutdown()
 
 
 def write_all(file, piece: np.ndarray) -> None:
@@ -210,6 +236,7 @@ def write_safetensors(
         files = name_shards(len(writers), stem)
         for w, file in zip(writers, files, strict=True):
             verify_file(w.path, w.expected)
+            w.close()
             os.rename(w.path, staging.folder / file)
         if len(files) > 1:
             weight_map = {name: files[k] for name, k in names.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from osp_shared.checkpoints import dtypes, fingerprint
 from osp_shared.checkpoints.raw import FINGERPRINTS
 from osp_shared.checkpoints.readers.mindspore_ckpt import METADATA_FIELD
-from osp_shared.checkpoints.write import Item, Written, write_all
+from osp_shared.checkpoints.write import Item, Sync, Written, write_all
 from osp_shared.errors import OspError
 
 _SLICE = 512 << 20  # MindSpore cuts larger tensors into slices of this size, and joins them on loading
@@ -27,6 +26,7 @@ class CkptWriter:
         self.expected: dict[str, Written] = {}
         self._metadata = dict(metadata)
         self._file = path.open("wb", buffering=0)
+        self._sync = Sync(self._file)
 
     def add(self, item: Item, progress: Callable[[int], None] = lambda n: None) -> None:
         """Append a tensor as one Value, or as several slices of whole pieces."""
@@ -49,17 +49,18 @@ class CkptWriter:
         self.expected[item.name] = digest, item.dtype, item.shape
 
     def finish(self, **metadata: str) -> None:
-        """Append the metadata in a field that MindSpore skips, and fsync."""
+        """Append the metadata in a field that MindSpore skips, and start the fsync that `close` waits for."""
         own = {FINGERPRINTS: json.dumps(self.digests, separators=(",", ":"))}
         text = json.dumps({**self._metadata, **metadata, **own}, separators=(",", ":")).encode()
         self._put(_bytes_field(METADATA_FIELD, len(text)) + text)
-        os.fsync(self._file.fileno())
-        self.close()
+        self._sync.start()
 
     def _put(self, data: bytes) -> None:
         write_all(self._file, np.frombuffer(data, np.uint8))
 
     def close(self) -> None:
+        """The file is on the disk after this, if it was finished."""
+        self._sync.wait()
         self._file.close()
 
 
