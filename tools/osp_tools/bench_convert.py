@@ -29,8 +29,8 @@ _BLOCK = 64 << 20
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m osp_tools.bench_convert", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="an empty folder on the disk to be measured")
-    parser.add_argument("--dit_layers", type=int, default=32, help="blocks of the DiT (32: 11 GB; 0: leave it out)")
-    parser.add_argument("--t5_layers", type=int, default=3, help="blocks of the mT5 encoder (24: 22 GB; 0: leave it out)")
+    parser.add_argument("--dit_layers", type=int, default=32, help="blocks of the DiT (32: 11 GB; 0: none)")
+    parser.add_argument("--t5_layers", type=int, default=3, help="blocks of the mT5 encoder (24: 22 GB; 0: none)")
     parser.add_argument("--child", nargs=2, metavar=("SRC", "TARGET"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
