@@ -1,5 +1,7 @@
 """The `osp` command: its options, what it says to bad input, resuming, sharing out, and one video on both backends."""
 
+import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -17,7 +19,7 @@ from osp_shared.sampling import SampleRequest
 from osp_shared.schedules import METHODS
 from osp_shared.video.reader import probe, read_frames, read_image
 from osp_shared.video.writer import write_image, write_video
-from osp_tools import cli, rec_folder, rec_video, sample_run
+from osp_tools import cli, demo_weights, options, rec_folder, rec_video, sample_run
 
 BACKENDS = ("torch", "mindspore")
 AGREE = 0.999  # share of pixels that may be one grey level apart
@@ -280,7 +282,6 @@ def test_damaged_weights(damage, models, tmp_path, capsys):
 
 
 def test_models_that_do_not_belong_together(models, tmp_path, capsys):
-    import dataclasses
 
     other = dataclasses.replace(support.DIT, caption_channels=12)
     support.write_transformer(tmp_path / "other", other)
@@ -378,8 +379,8 @@ def test_tiling_changes_nothing_but_memory(models, clip, tmp_path, exact_files):
         "tiles": {"tile_sample_min_size": 32, "tile_overlap_factor": 0.5},
     }
     videos = {}
-    for name, options in variants.items():
-        assert rec(models, clip, tmp_path / name, **options) == 0
+    for name, changes in variants.items():
+        assert rec(models, clip, tmp_path / name, **changes) == 0
         videos[name] = frames(tmp_path / name / "rec.mp4")
     assert apart(videos["chunks"], videos["whole"]).max() <= 1
     assert 0 < apart(videos["tiles"], videos["whole"]).mean() < 4, "tiles are an approximation"
@@ -571,3 +572,37 @@ def test_from_a_picture(models, tmp_path, exact_files, capsys):
     capsys.readouterr()
     status = sample(models, tmp_path / "out", model_path=tmp_path / "i2v")
     assert_one_line_error(status, capsys, r"need --conditional_pixel_values_path", tmp_path / "out")
+
+
+# -------------------------------------------------------------------------------------------------------- backends
+
+
+def test_default_backend_is_the_one_installed(models, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(options, "installed", lambda name: name == "torch")
+    assert rec(models, clip, tmp_path / "a", backend=None) == 0
+    assert json.loads((tmp_path / "a/rec.mp4.json").read_text())["backend"] == "torch"
+    status = rec(models, clip, tmp_path / "b", backend="mindspore")
+    assert_one_line_error(status, capsys, r"pip install -e '\.\[mindspore\]'", tmp_path / "b")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dropped_model_gives_its_memory_back(backend, tmp_path):
+    """The text encoder is gone before the transformer is loaded (MindSpore's executor would keep it)."""
+    spec = dataclasses.replace(support.T5, vocab_size=250_112, d_model=64)
+    support.write_model(tmp_path / "encoder", spec, demo_weights.filled(spec))
+    table = spec.vocab_size * spec.d_model * 4
+    selected = options.select_backend(argparse.Namespace(backend=backend, device="cpu"))
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def use() -> int:
+        encoder = selected.module.load_text_encoder(tmp_path / "encoder")
+        encoder(np.ones((1, 8), np.int64), np.ones((1, 8), np.int64))
+        return resident()
+
+    before = resident()
+    assert use() - before > 0.7 * table
+    selected.release()
+    assert resident() - before < 0.5 * table

@@ -60,12 +60,12 @@ class Selected:
 
     def release(self) -> None:
         """Give back the memory of models that were dropped."""
+        if self.name == "mindspore":  # its executor keeps the last model that ran, until another runs
+            importlib.import_module("osp_mindspore.runtime").reset_precision()
         gc.collect()
-        if self.on_cpu:
-            return
-        if self.name == "torch":
+        if not self.on_cpu and self.name == "torch":
             importlib.import_module("torch").cuda.empty_cache()
-        else:
+        elif not self.on_cpu:
             importlib.import_module("mindspore").runtime.empty_cache()
 
 
