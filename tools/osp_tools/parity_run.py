@@ -46,12 +46,13 @@ class References:
 
 
 def capture_run(
-    capture, case: Case, dtype: str, model, feed: Trace | None = None, only: set[str] | None = None
-) -> Trace:
-    """One run with everything kept: of the model, or of the whole sampling loop around it."""
+    capture, case: Case, dtype: str, model, feed: Trace | None = None, only: set[str] | None = None,
+    *, backward: bool = False, full_limit: int = EVERYTHING,
+) -> Trace:  # fmt: skip
+    """One run: of the model, or of the whole sampling loop around it. full_limit: largest tensor kept whole."""
     if case.model == "dit-sampler":
-        return run_trajectory(capture, case, dtype, model, feed)
-    return capture.run_case(case, dtype, model=model, feed=feed, only=only, full_limit=EVERYTHING)
+        return run_trajectory(capture, case, dtype, model, feed, full_limit)
+    return capture.run_case(case, dtype, model=model, feed=feed, only=only, backward=backward, full_limit=full_limit)
 
 
 def references(case: Case, dtype: str, only: set[str] | None = None) -> References:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from osp_shared.errors import OspError
 from osp_shared.traces import Result, compare, read_trace, report_html, report_junit, report_text, result
 from osp_shared.traces import cases as case_table
 from osp_shared.traces.cases import Case
 from osp_shared.traces.format import FULL_LIMIT, Trace
-from osp_shared.traces.tap import rounded
+from osp_shared.traces.tap import CaptureFailed, rounded
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     capture.add_argument("--model", required=True, choices=sorted(case_table.MODELS))
     capture.add_argument("--backend", choices=("torch", "mindspore"), default="mindspore")
     capture.add_argument("--dtype", choices=("float64", "float32", "float16", "bfloat16"), default="float32")
-    capture.add_argument("--weights", type=Path, help="checkpoint folder; without it a tiny model with made-up weights")
+    capture.add_argument("--weights", type=Path, help="checkpoint; without it a tiny model with made-up weights")
     capture.add_argument("--salt", default="", help="of the made-up weights and inputs")
     capture.add_argument("--size", type=int, nargs=3, metavar=("T", "H", "W"), help="video pixels, or DiT latent cells")
     capture.add_argument("--backward", action="store_true", help="also the gradients of every parameter")
@@ -48,15 +46,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_capture(args: argparse.Namespace) -> int:
-    from osp_tools.parity_run import backend_capture
+    from osp_tools.parity_run import backend_capture, capture_run
 
     if args.feed is not None and args.backward:
         raise OspError("--feed and --backward: a forced run has no gradients, its values do not depend on each other")
+    if args.model == "dit-sampler" and args.backward:
+        raise OspError("--model dit-sampler and --backward: a sampling run has no backward pass; use --model dit")
     case = make_case(args.model, args.weights, args.salt, args.size)
     feed = full_feed(args.feed, case, args.feed_dtype or args.dtype) if args.feed is not None else None
-    trace = backend_capture(args.backend).run_case(
-        case, args.dtype, feed=feed, backward=args.backward, full_limit=args.full_limit
-    )
+    capture = backend_capture(args.backend)
+    model = capture.build(case, args.dtype)
+    try:
+        trace = capture_run(
+            capture, case, args.dtype, model, feed, backward=args.backward, full_limit=args.full_limit
+        )
+    except CaptureFailed as failed:
+        raise OspError(f"{args.model} on {args.backend}: {failed}") from failed
     trace.write(args.output)
     worst = [r.title for r in trace.records if r.stats["nan"] or r.stats["inf"]]
     run = f"{args.model}, {args.backend} {args.dtype}, {trace.header.mode}"
@@ -67,30 +72,23 @@ def run_capture(args: argparse.Namespace) -> int:
 
 
 def make_case(model: str, weights: Path | None, salt: str, size: list[int] | None) -> Case:
-    """The case of a command line: a tiny model of its kind, or a checkpoint with small inputs."""
-    case_table.require(model)
-    config = checkpoint_config(weights) if weights is not None else None
-    case = case_table.default_case(model, config, tuple(size) if size else None, salt)
+    """The case of a command line: a tiny model of its kind, or a checkpoint with small inputs.
+
+    Raises:
+        OspError: weights that cannot be read or are another model's.
+    """
+    place = tuple(size) if size else None
     if weights is None:
-        return case
-    from osp_shared.checkpoints import open_checkpoint
+        return case_table.default_case(model, None, place, salt)
+    from osp_shared.loading import Weights
 
-    checkpoint = open_checkpoint(weights)
-    spec = case.spec()
-    spec.check(checkpoint.shapes)
-    optional = spec.optional()
-
-    def read(name: str) -> np.ndarray | None:
-        return checkpoint.read(name) if name in checkpoint.shapes or name not in optional else None
-
-    return case_table.with_changes(case, read=read, weights=str(checkpoint.fingerprint()))
-
-
-def checkpoint_config(folder: Path) -> Mapping[str, object]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise OspError(f"{folder}: no config.json; --weights takes a model folder")
-    return {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if not k.startswith("_")}
+    wanted = case_table.require(model).spec_class()
+    found = Weights(weights, wanted)
+    if type(found.spec) is not wanted:
+        raise OspError(f"{weights}: weights of {found.spec.class_name()}, not of --model {model}")
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(found.spec).items()}
+    case = case_table.default_case(model, config, place, salt)
+    return case_table.with_changes(case, read=found.read, weights=str(found.checkpoint.fingerprint()))
 
 
 def full_feed(folder: Path, case: Case, dtype: str) -> Trace:

@@ -12,7 +12,7 @@ import numpy as np
 from osp_shared import sampling
 from osp_shared.schedules import noise_schedule
 from osp_shared.traces.cases import SHORT, Case
-from osp_shared.traces.format import Recorder, Trace
+from osp_shared.traces.format import FULL_LIMIT, Recorder, Trace
 from osp_shared.traces.tap import CaptureFailed, with_numpy
 
 PART = "denoiser"
@@ -35,11 +35,13 @@ class TracedDenoiser:
         return np.asarray(self.capture.to_numpy(output))
 
 
-def run_trajectory(capture, case: Case, dtype: str, model, feed: Trace | None = None) -> Trace:
+def run_trajectory(
+    capture, case: Case, dtype: str, model, feed: Trace | None = None, full_limit: int = FULL_LIMIT
+) -> Trace:
     """Records of the loop, of every module at every step, and per step x_t, the guided model output and x0."""
     extra = {"mode": "forced", "reference": feed.fingerprint()} if feed is not None else {}
     backend = capture.__name__.split(".")[0].removeprefix("osp_")
-    recorder = Recorder(case.header(backend, dtype, versions=capture.versions(), **extra), 1 << 62)
+    recorder = Recorder(case.header(backend, dtype, versions=capture.versions(), **extra), full_limit)
     request = sampling.SampleRequest(text_prompt=("",), **case.options)
     values = [case.inputs["text"][i : i + 1] for i in (1, 0)], [case.inputs["text_mask"][i : i + 1] for i in (1, 0)]
     text = sampling.TextEmbeddings(values[0][0], values[1][0], values[0][1], values[1][1])

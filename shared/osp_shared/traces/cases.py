@@ -34,6 +34,10 @@ class Model:
     common_only: bool = False  # a side is a library's own module tree: compare the modules that both have
     skip: tuple[str, ...] = ()  # of these, modules whose first arguments differ
 
+    def spec_class(self):
+        module, cls = self.spec.split(":")
+        return getattr(importlib.import_module(f"osp_shared.specs.{module}"), cls)
+
 
 MODELS = {
     "wfvae-encode": Model("wfvae.model", "WFVAEModel", "wfvae:WFVAESpec", "encode_scaled"),
@@ -64,8 +68,7 @@ class Case:
         return MODELS[self.model]
 
     def spec(self):
-        module, cls = self.place.spec.split(":")
-        return getattr(importlib.import_module(f"osp_shared.specs.{module}"), cls).from_config(self.config)
+        return self.place.spec_class().from_config(self.config)
 
     def reader(self) -> Callable[[str], np.ndarray | None]:
         """state-dict name -> float32 array."""
@@ -111,8 +114,8 @@ DIT_TINY = {
 
 def wfvae(part: str, config: Mapping = WFVAE_TINY, size: tuple[int, int, int] = (9, 32, 40), salt: str = "") -> Case:
     """Encode (with posterior noise) or decode a video of `size` (frames, height, width)."""
-    z = int(config["latent_dim"])
-    latent = (1, z, (size[0] - 1) // 4 + 1, size[1] // 8, size[2] // 8)
+    spec = MODELS[f"wfvae-{part}"].spec_class().from_config(config)
+    latent = (1, spec.latent_dim, *spec.latent_size(*size))
     if part == "encode":
         video, noise = fill.input_tensor("video", (1, 3, *size), salt), fill.input_tensor("noise", latent, salt)
         inputs = {"video": video, "noise": noise}
@@ -152,16 +155,20 @@ def dit(
     return Case("inpaint" if inpaint else "dit", "inpaint" if inpaint else "dit", config, inputs, salt)
 
 
-def sampler(method: str = "EulerAncestralDiscrete", steps: int = 3, salt: str = "") -> Case:
+def sampler(
+    method: str = "EulerAncestralDiscrete", steps: int = 3, salt: str = "", size: tuple[int, int, int] = (2, 4, 4),
+    **changes: object,
+) -> Case:  # fmt: skip
     """A guided sampling run: the model's text and mask of both halves, and options of the request."""
-    case = dit(size=(2, 4, 4), tokens=5, salt=salt, num_layers=3)
+    case = dit(size=size, tokens=5, salt=salt, **(changes or {"num_layers": 3}))
     inputs = {
         "text": fill.input_tensor("sampler-text", (2, 5, int(case.config["caption_channels"])), salt),
         "text_mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], np.int64),
     }
     request = {
         "sample_method": method, "num_sampling_steps": steps, "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True, "guidance_scale": 7.5, "num_frames": 5, "height": 32, "width": 32,
+        "rescale_betas_zero_snr": True, "guidance_scale": 7.5,
+        "num_frames": 4 * (size[0] - 1) + 1, "height": 8 * size[1], "width": 8 * size[2],
     }  # fmt: skip
     return dataclasses.replace(case, name="dit-sampler", model="dit-sampler", inputs=inputs, options=request)
 
@@ -198,5 +205,9 @@ def default_case(model: str, config: Mapping | None, size: tuple[int, int, int] 
     if model.startswith("wfvae"):
         return wfvae(model.removeprefix("wfvae-"), config or WFVAE_TINY, salt=salt, **place)
     if model == "t5":
+        if size is not None:
+            raise OspError("--size: a text encoder takes tokens, not a video")
         return t5(config or T5_TINY, salt=salt)
+    if model == "dit-sampler":
+        return sampler(salt=salt, **place, **(config or {}))
     return dit(model == "inpaint", salt=salt, **place, **(config or {}))

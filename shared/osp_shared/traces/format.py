@@ -7,7 +7,7 @@ manifest.json:
 
     format    "osp-trace"
     version   1; a reader refuses any other
-    header    model        wfvae-encode | wfvae-decode | dit | inpaint | t5 | ...-sampler | ...-training
+    header    model        wfvae-encode | wfvae-decode | dit | inpaint | t5 | dit-sampler
               mode         free (the model as it is) | forced (every module fed with the reference's values)
               passes       forward | backward (forward and backward)
               config       the model's config.json keys
@@ -59,17 +59,11 @@ DTYPES = {
 KINDS = (
     "input",  # of a module; slot = position of the argument
     "output",  # of a module; slot = position in the returned tuple
-    "output_grad",  # of a module's output
-    "param",  # a parameter after the step; slot = its name inside the module
+    "param",  # a parameter; slot = its name inside the module
     "param_grad",
-    "moment1",
-    "moment2",
-    "ema",
-    "x_t",  # sampler state before the step
+    "x_t",  # sampler state after the step
     "model_output",  # after guidance
     "x0",  # the step's estimate of the clean latents
-    "loss",
-    "grad_norm",
 )
 
 
@@ -94,7 +88,7 @@ class Record:
     """One tensor of one call of one module.
 
     path: module path ("" is the model itself), as in checkpoint keys. call: 0 for its first call in the run.
-    step: sampler or training step, -1 outside trajectories. slot: position or parameter name inside the kind.
+    step: sampler step, -1 outside trajectories. slot: position or parameter name inside the kind.
     parent: path of the module whose code made the call. after: the part of the parent that ran before; tells which
     stretch of the parent's own code made an input. reduction: length of the longest sum behind a value; 1 when unknown.
     """
