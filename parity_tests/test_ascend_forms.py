@@ -67,6 +67,9 @@ HALF = {  # form -> (output shape, tensors, constants)
     "activation.exp": ((3, 8), (zeros(3, 8),), ()),
     "activation.silu": ((3, 8), (zeros(3, 8),), ()),
     "activation.softmax": ((3, 8), (zeros(3, 8),), ()),
+    "layout.permute": ((2, 3, 5, 4), (zeros(2, 5, 3, 4),), ((0, 2, 1, 3),)),
+    "modulation.modulate": ((2, 5, 8), (zeros(2, 5, 8), zeros(2, 1, 8), zeros(2, 1, 8)), ()),
+    "modulation.gated_add": ((2, 5, 8), (zeros(2, 5, 8), zeros(2, 1, 8), zeros(2, 5, 8)), ()),
     "rotary.rotary": ((2, 5, 3, 12), (zeros(2, 5, 3, 12), zeros(5, 3, 2), zeros(5, 3, 2)), ()),
     "resize.upsample_nearest2d": ((1, 2, 6, 8), (zeros(1, 2, 3, 4),), ()),
     "resize.upsample_linear": ((1, 2, 3, 8, 10), (zeros(1, 2, 3, 4, 5),), ((3, 4),)),
@@ -110,6 +113,28 @@ def test_haar_forms_agree(window):
         assert ascend.shape == cpu.shape
         bound = 8 * 2.0**-24 * np.abs(cpu.asnumpy()).max() * 8  # eight products, each below the largest sum
         assert np.abs(ascend.asnumpy() - cpu.asnumpy()).max() <= bound
+
+
+@pytest.mark.parametrize("name", ["layout.permute", "modulation.modulate", "modulation.gated_add", "rotary.rotary"])
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16, ms.bfloat16])
+def test_token_kernels_agree(name, dtype):
+    """Values and gradients: the CPU forms gather rows and tile where the Ascend forms slice and broadcast."""
+    _, tensors, constants = HALF[name]
+    cpu = getattr(FORMS[name.split(".")[0]], name.split(".")[1] + "_cpu")
+    given = [ms.Tensor(fill.input_tensor(f"{name}{i}", t.shape)).astype(dtype) for i, t in enumerate(tensors)]
+    a, b = (f(*given, *constants) for f in (form(name), cpu))
+    unit = {ms.float32: 2.0**-24, ms.float16: 2.0**-11, ms.bfloat16: 2.0**-8}[dtype]
+    exact = dtype == ms.float32 or name in ("layout.permute", "rotary.rotary")  # the others round once, or each time
+    a, b = (t.astype(ms.float32).asnumpy() for t in (a, b))
+    assert np.array_equal(a, b) if exact else np.abs(a - b).max() <= 4 * unit * np.abs(a).max()
+    if dtype == ms.float32:
+        weight = ms.Tensor(fill.input_tensor("w", a.shape))
+        places = tuple(range(len(given)))
+        expected, found = (
+            ms.grad(lambda *x, f=f: (f(*x, *constants) * weight).sum(), places)(*given) for f in (form(name), cpu)
+        )
+        for p, q in zip(expected, found, strict=True):
+            assert np.abs(p.asnumpy() - q.asnumpy()).max() <= 8 * unit * np.abs(p.asnumpy()).max()
 
 
 def test_inference_rejects_wrong_shapes(monkeypatch):

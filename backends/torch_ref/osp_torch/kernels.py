@@ -114,6 +114,22 @@ def rotary(x_BNAD, cos_NPH, sin_NPH):
     return torch.cat((u * cos - v * sin, v * cos + u * sin), -1).flatten(3)
 
 
+def permute(x, axes):
+    return x.permute(axes)
+
+
+@raised
+def modulate(x_BND, shift_B1D, scale_B1D):
+    """x (1 + scale) + shift."""
+    return x_BND * (1 + scale_B1D) + shift_B1D
+
+
+@raised
+def gated_add(x_BND, gate_B1D, y_BND):
+    """x + gate y."""
+    return x_BND + gate_B1D * y_BND
+
+
 @raised
 def gelu_tanh(x):
     return F.gelu(x, approximate="tanh")

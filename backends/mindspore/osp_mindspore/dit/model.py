@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from osp_mindspore import kernels
 from osp_mindspore.dit.modules import AdaLayerNormSingle, PatchEmbed2D, TextProjection, TransformerBlock
 from osp_mindspore.layers import LayerNorm, Linear
 from osp_shared.geometry import rope
@@ -80,7 +81,7 @@ class DiT(nn.Cell):
     def head(self, x_BND, emb_BD):
         """Patches (B, N, p p C) of the last block's tokens; modulated by the embedding before its activation."""
         shift, scale = (self.scale_shift_table + emb_BD.expand_dims(1)).chunk(2, 1)
-        return self.proj_out(self.norm_out(x_BND) * (1 + scale) + shift)
+        return self.proj_out(kernels.modulate(self.norm_out(x_BND), shift, scale))
 
     def key_biases(self, hidden_shape, text_shape, video_mask=None, text_mask=None):
         """Additive key biases: a dict by block rule, and one for the text; None wherever every key is visible."""

@@ -9,10 +9,11 @@ result is rounded back once. That is what an Ascend does in its half types (floa
 rehearse an Ascend run.
 """
 
-from osp_mindspore.kernels import activation, conv, norm, resize
+from osp_mindspore.kernels import activation, conv, layout, norm, resize
 from osp_mindspore.kernels import attention as _attention
 from osp_mindspore.kernels import haar as _haar
 from osp_mindspore.kernels import linear as _linear
+from osp_mindspore.kernels import modulation as _modulation
 from osp_mindspore.kernels import rotary as _rotary
 from osp_mindspore.runtime import on_ascend
 
@@ -30,11 +31,13 @@ layer_norm, channel_layer_norm, group_norm, rms_norm = _forms(
 )
 exp, gelu_tanh, gelu_erf, silu, softmax = _forms(activation, "exp", "gelu_tanh", "gelu_erf", "silu", "softmax")
 (rotary,) = _forms(_rotary, "rotary")
+modulate, gated_add = _forms(_modulation, "modulate", "gated_add")
+(permute,) = _forms(layout, "permute")
 haar, inverse_haar = _forms(_haar, "haar", "inverse_haar")
 upsample_nearest2d, upsample_linear = _forms(resize, "upsample_nearest2d", "upsample_linear")
 
 __all__ = [
-    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "exp", "gelu_erf", "gelu_tanh",
-    "group_norm", "haar", "inverse_haar", "layer_norm", "linear", "rms_norm", "rotary", "silu", "softmax",
-    "upsample_linear", "upsample_nearest2d",
+    "attention", "channel_layer_norm", "conv2d", "conv3d", "embedding", "exp", "gated_add", "gelu_erf", "gelu_tanh",
+    "group_norm", "haar", "inverse_haar", "layer_norm", "linear", "modulate", "permute", "rms_norm", "rotary", "silu",
+    "softmax", "upsample_linear", "upsample_nearest2d",
 ]

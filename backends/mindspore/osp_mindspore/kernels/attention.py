@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.operations import nn_ops
 
+_scores, _mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
 _LOGITS = 1 << 24  # logits held at once on CPU: 64 MiB in float32
 
 
@@ -27,7 +28,7 @@ def attention_cpu(q_BNSD, k_BNKD, v_BNKD, scale, key_bias_B11K=None, bias_1NSK=N
     blocks = []
     for start in range(0, S, rows):
         stop = min(start + rows, S)
-        logits = ops.BatchMatMul(transpose_b=True)(q if stop - start == S else q[:, start:stop], k)
+        logits = _scores(q if stop - start == S else q[:, start:stop], k)
         if key_bias_B11K is not None or bias_1NSK is not None:
             logits = logits.reshape(B, N, stop - start, K)
             if key_bias_B11K is not None:
@@ -35,7 +36,7 @@ def attention_cpu(q_BNSD, k_BNKD, v_BNKD, scale, key_bias_B11K=None, bias_1NSK=N
             if bias_1NSK is not None:
                 logits = logits + bias_1NSK[:, :, start:stop]
             logits = logits.reshape(B * N, stop - start, K)
-        blocks.append(ops.BatchMatMul()(ops.softmax(logits, -1), v))
+        blocks.append(_mix(ops.softmax(logits, -1), v))
     out = blocks[0] if len(blocks) == 1 else ops.cat(blocks, 1)
     return out.reshape(B, N, S, D)
 

@@ -6,10 +6,13 @@ import mindspore as ms
 from mindspore import mint, ops
 
 
+_product = ops.MatMul(transpose_b=True)
+
+
 @raised
 def linear_cpu(x, weight, bias=None):
     """MatMul with a transposed operand and bias_add: half the time of ops.dense on two cores."""
-    y = ops.MatMul(transpose_b=True)(x.reshape(-1, x.shape[-1]), weight)
+    y = _product(x.reshape(-1, x.shape[-1]), weight)
     if bias is not None:
         y = ops.bias_add(y, bias) if y.dtype == ms.float32 else y + bias
     return y.reshape(x.shape[:-1] + (weight.shape[0],))

@@ -1,5 +1,10 @@
-"""Rotation of query and key halves by their positions' angles (RoPE)."""
+"""Rotation of query and key halves by their positions' angles (RoPE).
 
+Each head is P parts of two halves of H: (u, v) -> (u cos - v sin, v cos + u sin), the same angles for all heads. Half
+types: every product and sum is rounded, as hardware without a fused form does and the released model does.
+"""
+
+from osp_mindspore.kernels.layout import swapped_pairs
 from osp_mindspore.kernels.precision import HALF
 
 import mindspore as ms
@@ -7,27 +12,27 @@ from mindspore import ops
 
 
 def rotary_cpu(x_BNAD, cos_NPH, sin_NPH):
-    """Each head is P parts of two halves: (u, v) -> (u cos - v sin, v cos + u sin), the same angles for all heads.
-
-    Half types: every product and sum is rounded, as hardware without a fused form does and the released model does.
-    """
+    """x (cos, cos) + (v, u) (-sin, sin) on equal shapes: slices and operators that broadcast are slow on CPU."""
     dtype = x_BNAD.dtype
-    if dtype in HALF:
-        x_BNAD, cos_NPH, sin_NPH = (t.astype(ms.float32) for t in (x_BNAD, cos_NPH, sin_NPH))
-        return _rotate(x_BNAD, cos_NPH, sin_NPH, lambda t: t.astype(dtype).astype(ms.float32)).astype(dtype)
-    return _rotate(x_BNAD, cos_NPH, sin_NPH, lambda t: t)
+    half = dtype in HALF
+    x, cos, sin = (t.astype(ms.float32) if half else t for t in (x_BNAD, cos_NPH, sin_NPH))
+    swapped = swapped_pairs(x, cos.shape[2])  # (v, u)
+    a = x * _heads(cos, cos, x.shape)
+    b = swapped * _heads(-sin, sin, x.shape)
+    return (a.astype(dtype).astype(ms.float32) + b.astype(dtype).astype(ms.float32)).astype(dtype) if half else a + b
+
+
+def _heads(u_NPH, v_NPH, shape):
+    """A table for both halves, repeated for samples and heads: (B, N, A, D)."""
+    B, N, A, D = shape
+    table = ops.cat((u_NPH, v_NPH), -1).reshape(1, N, 1, D)
+    return ops.tile(table, (B, 1, A, 1))
 
 
 def rotary_ascend(x_BNAD, cos_NPH, sin_NPH):
-    return _rotate(x_BNAD, cos_NPH, sin_NPH, lambda t: t)
-
-
-def _rotate(x_BNAD, cos_NPH, sin_NPH, rounded):
     B, N, A, D = x_BNAD.shape
     P, H = cos_NPH.shape[1:]
     cos, sin = cos_NPH.reshape(1, N, 1, P, H), sin_NPH.reshape(1, N, 1, P, H)
     x = x_BNAD.reshape(B, N, A, P, 2, H)
     u, v = x[:, :, :, :, 0], x[:, :, :, :, 1]
-    first = rounded(rounded(u * cos) - rounded(v * sin))
-    second = rounded(rounded(v * cos) + rounded(u * sin))
-    return ops.cat((first, second), -1).reshape(B, N, A, D)
+    return ops.cat((u * cos - v * sin, v * cos + u * sin), -1).reshape(B, N, A, D)

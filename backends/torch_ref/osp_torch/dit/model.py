@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from osp_shared.geometry import rope
 from osp_shared.specs.dit import DiTSpec, InpaintSpec
+from osp_torch import kernels
 from osp_torch.dit.modules import AdaLayerNormSingle, PatchEmbed2D, TextProjection, TransformerBlock
 from osp_torch.layers import LayerNorm, Linear
 
@@ -80,7 +81,7 @@ class DiT(nn.Module):
     def head(self, x_BND, emb_BD):
         """Patches (B, N, p p C) of the last block's tokens; modulated by the embedding before its activation."""
         shift, scale = (self.scale_shift_table + emb_BD.unsqueeze(1)).chunk(2, 1)
-        return self.proj_out(self.norm_out(x_BND) * (1 + scale) + shift)
+        return self.proj_out(kernels.modulate(self.norm_out(x_BND), shift, scale))
 
     def key_biases(self, hidden_shape, text_shape, video_mask=None, text_mask=None):
         """Additive key biases: a dict by block rule, and one for the text; None wherever every key is visible."""

@@ -126,14 +126,17 @@ class FeedForward(nn.Module):
 # --------------------------------------------------------------------------------------------------------- attention
 
 
+HEADS_FIRST = (0, 2, 1, 3)  # its own inverse
+
+
 def split(x_BNAd, rule: Skiparse):
     """Heads and sub-sequences into the batch: (n B, A, S, d), zeros for pads, sub-sequence slowest."""
     if rule.n == 1:
-        return x_BNAd.transpose(1, 2)
+        return kernels.permute(x_BNAd, HEADS_FIRST)
     B, N, A, d = x_BNAd.shape
     x_BNAd = F.pad(x_BNAd, (0, 0, 0, 0, 0, rule.padding(N)))
     outer, n, inner = rule.factors(N)
-    parts = x_BNAd.reshape(B, outer, n, inner, A, d).permute(2, 0, 4, 1, 3, 5)
+    parts = kernels.permute(x_BNAd.reshape(B, outer, n, inner, A, d), (2, 0, 4, 1, 3, 5))
     return parts.reshape(n * B, A, outer * inner, d)
 
 
@@ -141,9 +144,9 @@ def merge(x_XASd, rule: Skiparse, N: int):
     """The inverse of `split`, pads dropped, heads joined: (B, N, A d)."""
     X, A, S, d = x_XASd.shape
     if rule.n == 1:
-        return x_XASd.transpose(1, 2).reshape(X, N, A * d)
+        return kernels.permute(x_XASd, HEADS_FIRST).reshape(X, N, A * d)
     outer, n, inner = rule.factors(N)
-    parts = x_XASd.reshape(n, X // n, A, outer, inner, d).permute(1, 3, 0, 4, 2, 5)
+    parts = kernels.permute(x_XASd.reshape(n, X // n, A, outer, inner, d), (1, 3, 0, 4, 2, 5))
     return parts.reshape(X // n, S * n, A * d)[:, :N]
 
 
@@ -183,10 +186,10 @@ class CrossAttention(Attention):
 
     def forward(self, x_BND, y_BLD, key_bias):
         """key_bias: (B, 1, 1, L), None when every text token is visible."""
-        q = self.split_heads(self.to_q(x_BND)).transpose(1, 2)
-        k, v = (self.split_heads(to(y_BLD)).transpose(1, 2) for to in (self.to_k, self.to_v))
+        q = kernels.permute(self.split_heads(self.to_q(x_BND)), HEADS_FIRST)
+        k, v = (kernels.permute(self.split_heads(to(y_BLD)), HEADS_FIRST) for to in (self.to_k, self.to_v))
         out = kernels.attention(q, k, v, self.scale, key_bias)
-        return self.project_out(out.transpose(1, 2).flatten(2))
+        return self.project_out(kernels.permute(out, HEADS_FIRST).reshape(x_BND.shape))
 
 
 # ------------------------------------------------------------------------------------------------------------- block
@@ -209,8 +212,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x_BND, y_BLD, modulation_B6D, rope, video_bias, text_bias):
         m = (self.scale_shift_table + modulation_B6D).chunk(6, 1)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = m
-        z = self.norm1(x_BND) * (1 + scale_a) + shift_a
-        x_BND = x_BND + gate_a * self.attn1(z, rope, self.rule, video_bias)
+        z = kernels.modulate(self.norm1(x_BND), shift_a, scale_a)
+        x_BND = kernels.gated_add(x_BND, gate_a, self.attn1(z, rope, self.rule, video_bias))
         x_BND = x_BND + self.attn2(x_BND, y_BLD, text_bias)
-        z = self.norm2(x_BND) * (1 + scale_f) + shift_f
-        return x_BND + gate_f * self.ff(z)
+        z = kernels.modulate(self.norm2(x_BND), shift_f, scale_f)
+        return kernels.gated_add(x_BND, gate_f, self.ff(z))
