@@ -42,7 +42,7 @@ svg.chart{width:100%;height:auto;display:block;font:11px system-ui,sans-serif;fi
 .chip{display:inline-block;min-width:50px;padding:0 6px;margin:1px 8px 1px 0;border-radius:4px;text-align:right;
 font-size:11.5px;color:#1f2933}.chip.hot{color:#fff;font-weight:600}.kind{color:#9aa5b1;margin-left:6px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:26px;align-items:start}.flow{display:flex;flex-wrap:wrap;gap:14px}
-figure{margin:0}
+figure{margin:0 0 12px}
 .heat img{height:190px}figcaption{font-size:12px;color:var(--soft)}
 img{image-rendering:pixelated;border-radius:4px;display:block}
 table{border-collapse:collapse;font-size:12.5px;width:100%}td,th{padding:3px 9px;border-bottom:1px solid var(--line);
@@ -282,7 +282,7 @@ def _frames(item: Result) -> str:
     )  # fmt: skip
     strips = "".join(
         f"<figure>{_triple(pixels, gap_THW[t], t, top)}<figcaption>frame {t}: reference, candidate, difference "
-        f"(pale = {number(top)})</figcaption></figure>" for t in sorted(order)
+        f"(pale is {number(top)})</figcaption></figure>" for t in sorted(order)
     )  # fmt: skip
     return (
         '<h3>Frames</h3><div class="pair"><div>' + strips + "</div><div><table><tr><th>frame</th><th>error (rms)</th>"

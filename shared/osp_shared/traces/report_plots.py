@@ -168,9 +168,12 @@ def butterfly(rows: Sequence[dict], width: int = 1040) -> str:
         x = mid_l - axis(r["bound"])
         out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2}" y2="{y + 15}" stroke="{BOUND}" stroke-width="2"/>')
         bar = f'<rect x="{mid_r}" y="{y}" width="{inherited:.1f}" height="13" rx="2"'
-        out.append(f'{bar} fill="{TOTAL}" opacity=".75"/>')
-        out.append(f'<text x="{mid_r + inherited + 5:.1f}" y="{y + 10}" class="small">{number(r["inherited"])}'
-                   f"{growth(r['amplification'])}</text>")  # fmt: skip
+        out.append(f'{bar} fill="{TOTAL}" opacity=".85"/>')
+        long = inherited > half - 110  # no room for the number behind the bar
+        end = f"{mid_r + inherited + (-5 if long else 5):.1f}"
+        place = f'x="{end}" text-anchor="end" fill="#fff"' if long else f'x="{end}"'
+        told = f"{number(r['inherited'])}{growth(r['amplification'])}"
+        out.append(f'<text {place} y="{y + 10}" class="small">{told}</text>')
         shift, anchor, shade = (-5, "start", "#fff") if local > 48 else (5, "end", "#52606d")
         out.append(f'<text x="{mid_l - local - shift:.1f}" y="{y + 10}" class="small" text-anchor="{anchor}" '
                    f'fill="{shade}">{number(r["local"])}</text>')  # fmt: skip
