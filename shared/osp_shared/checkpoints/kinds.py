@@ -39,7 +39,7 @@ _STEM = "diffusion_pytorch_model"
 KINDS = (
     Kind(
         "wfvae", "WFVAE video autoencoder", (r"encoder\.down1\.0\.weight", r"decoder\.conv_in\.conv\.weight"),
-        r"wavelet_transform", _STEM, "wfvae.WFVAESpec", "--ae_path of osp sample, rec-video, rec-image, train-*",
+        r"wavelet_transform", _STEM, "wfvae.WFVAESpec", "--ae_path of osp sample, rec-video, rec-video-folder, rec-image",
     ),
     Kind(
         "inpaint", "inpaint / image-to-video diffusion transformer",
@@ -48,23 +48,23 @@ KINDS = (
     ),
     Kind(
         "dit", "text-to-video diffusion transformer", _DIT, _NONE, _STEM, "dit.DiTSpec",
-        "--model_path of osp sample, --pretrained of osp train-t2v",
+        "--model_path of osp sample",
     ),
     Kind(
         "t5", "T5 / mT5 text encoder", (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight",),
-        r"^encoder\.embed_tokens\.weight$", "model", "t5.T5Spec", "--text_encoder_name_1 of osp sample, embed-text",
+        r"^encoder\.embed_tokens\.weight$", "model", "t5.T5Spec", "--text_encoder_name_1 of osp sample",
     ),
     Kind(
         "llama", "LLaMA-style caption refiner", (r"model\.layers\.0\.self_attn\.q_proj\.weight",),
-        _NONE, "model", "auxiliary.LlamaSpec", "--caption_refiner of osp sample, osp refine",
+        _NONE, "model", "auxiliary.LlamaSpec", "no command yet; osp convert checks and converts it",
     ),
     Kind(
         "discriminator", "3-D patch discriminator", (r"(discriminator\.)?main\.0\.weight",), r"num_batches_tracked$",
-        _STEM, "auxiliary.DiscriminatorSpec", "osp train-vae",
+        _STEM, "auxiliary.DiscriminatorSpec", "no command yet; osp convert checks and converts it",
     ),
     Kind(
         "lpips", "LPIPS with VGG-16", (r"(\w+\.)?(lin[0-4](\.model)?(\.\d)?|(net\.)?(model\.)?features\.0)\.weight",),
-        r"^scaling_layer\.", _STEM, "auxiliary.LPIPSSpec", "osp train-vae, osp eval",
+        r"^scaling_layer\.", _STEM, "auxiliary.LPIPSSpec", "no command yet; osp convert checks and converts it",
     ),
 )  # fmt: skip
 BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in KINDS}
