@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--mutate", nargs="*", metavar="FAULT", help="judge every fault, or those named")
     parser.add_argument("--ratchet", type=Path, nargs="?", const=RATCHET, help="fail when an error grew (ratchet.json)")
     parser.add_argument("--update_ratchet", type=Path, nargs="?", const=RATCHET, help="write the observed figures")
-    parser.add_argument("--full-size", dest="full_size", action="store_true", help="one block at the released widths")
+    parser.add_argument("--full-size", dest="full_size", action="store_true", help="the 2.77 B transformer, streamed")
     parser.set_defaults(run=run)
 
 
@@ -50,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _suite(args: argparse.Namespace) -> bool:
-    from osp_tools.parity_run import quick_runs, run_all
+    from osp_tools.parity_run import extra_runs, quick_runs, run_all
 
-    runs = [r for r in quick_runs(args.salt) if not args.only or any(word in r.name for word in args.only)]
+    every = [*quick_runs(args.salt), *extra_runs()]
+    runs = [r for r in every if not args.only or any(word in r.name for word in args.only)]
     if not runs:
-        raise OspError(f"--only {' '.join(args.only)}: no such run; {', '.join(r.name for r in quick_runs())}")
+        raise OspError(f"--only {' '.join(args.only)}: no such run; {', '.join(r.name for r in every)}")
     patch = None
     if args.fault:
         from osp_tools.faults import find

@@ -14,7 +14,7 @@ import numpy as np
 from osp_shared import fill
 from osp_shared.errors import OspError
 from osp_shared.traces import Blame, Result, Trace, compare, result
-from osp_shared.traces.cases import WFVAE_GROUPS, Case, dit, sampler, t5, wfvae, wfvae_tiled, with_changes
+from osp_shared.traces.cases import WFVAE_GROUPS, WFVAE_TINY, Case, dit, sampler, t5, wfvae, wfvae_tiled, with_changes
 from osp_shared.traces.tap import CaptureFailed, rounded
 from osp_tools.trajectory import run_trajectory
 
@@ -138,7 +138,7 @@ def quick_runs(salt: str = "") -> list[Run]:
 
 
 def extra_runs() -> list[Run]:
-    """Runs that faults need beside the quick suite: inputs at the edges where a slip shows."""
+    """Inputs, weights and configs at the edges, where slips show that the quick runs cannot tell from the original."""
     two = wfvae("encode", size=(5, 16, 16))
     video = fill.input_tensor("two", (2, 3, 5, 16, 16))
     noise = fill.input_tensor("two", (2, 8, 2, 2, 2))
@@ -147,6 +147,9 @@ def extra_runs() -> list[Run]:
     odd_mask, one_mask = odd.inputs["video_mask"].copy(), np.zeros_like(one.inputs["video_mask"])
     odd_mask[0, :, 1::2, ::2] = 0  # patches that are visible in part
     one_mask[:, 0, 0, 0] = 1  # a single visible token: elsewhere pads decide
+    scaled = dit(num_layers=1, interpolation_scale_t=2.0, interpolation_scale_h=1.5, interpolation_scale_w=1.25)
+    latents = {"scale": [0.5 + 0.1 * i for i in range(8)], "shift": [0.3 - 0.1 * i for i in range(8)]}
+    shifted = wfvae("decode", {**WFVAE_TINY, **latents}, size=(5, 16, 16))
     far = dit(size=(60, 2, 4), num_layers=1, num_attention_heads=2, attention_head_dim=48, cross_attention_dim=96)
     return [
         Run(with_changes(two, name="wfvae-encode-batch2", inputs={"video": video, "noise": noise})),
@@ -154,7 +157,21 @@ def extra_runs() -> list[Run]:
         Run(with_changes(odd, name="dit-odd-mask", inputs={**odd.inputs, "video_mask": odd_mask})),
         Run(with_changes(one, name="dit-one-token", inputs={**one.inputs, "video_mask": one_mask})),
         Run(with_changes(far, name="dit-bf16"), "bfloat16"),
+        Run(with_changes(scaled, name="dit-scaled")),
+        Run(with_changes(shifted, name="wfvae-decode-shifted")),
+        Run(wide_posterior()),
     ]
+
+
+def wide_posterior() -> Case:
+    """An encode whose log-variances reach beyond the clamp on both sides."""
+    case = wfvae("encode", size=(5, 16, 16))
+    plain, last = case.reader(), "encoder.conv_out.conv.bias"
+    count = int(case.config["latent_dim"])
+    moved = np.concatenate([np.zeros(count), np.linspace(-40, 30, count)]).astype(np.float32)
+    return with_changes(
+        case, name="wfvae-encode-wide", read=lambda name: plain(name) + moved if name == last else plain(name)
+    )
 
 
 def run_all(

@@ -59,8 +59,7 @@ def html(results: Sequence[Result], title: str, about: Mapping[str, str]) -> str
     facts = " · ".join(f"{escape(k)} {escape(str(v))}" for k, v in about.items())
     body = [
         f'<h1>{escape(title)} {_pill(passed)}</h1><p class="soft">{facts}</p>',
-        '<p class="soft">Truth is the PyTorch reference in float64. A bound is '
-        "four times the reference’s own error in the candidate’s dtype, or the arithmetic’s floor.</p>",
+        f'<p class="soft">{_meaning(results)}</p>',
         '<div class="cards">', *(_card(item) for item in results), "</div>",
         *(_section(item) for item in results),
     ]  # fmt: skip
@@ -68,6 +67,15 @@ def html(results: Sequence[Result], title: str, about: Mapping[str, str]) -> str
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style></head>'
         f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _meaning(results: Sequence[Result]) -> str:
+    if any(not item.judged.has_truth for item in results):
+        return "No truth in a wider dtype was given: bounds are the arithmetic’s alone, accumulated along the run."
+    return (
+        "Truth is the PyTorch reference in float64. A bound is four times the reference’s own error in the "
+        "candidate’s dtype, or the arithmetic’s floor."
     )
 
 
@@ -84,11 +92,12 @@ def _card(item: Result) -> str:
     state = "ok" if item.passed else "bad"
     word = f"{number(item.fraction)} of the bound" if not math.isinf(item.fraction) else "not comparable"
     layers = len({row.record.path for row in item.judged.rows})
+    spent = f" · {item.seconds:.1f} s" if item.seconds else ""
     return (
         f'<a class="card" href="#{_anchor(item.name)}"><b>{escape(item.name)}</b> '
         f'<span class="pill {state}" style="float:right">{"ok" if item.passed else "fault"}</span>'
         f'<div class="meter"><i style="width:{max(share, 2):.0f}%;background:{plots.colour(item.fraction)}"></i></div>'
-        f'<span class="soft">{word} · {layers} layers · {item.seconds:.1f} s</span></a>'
+        f'<span class="soft">{word} · {layers} layers{spent}</span></a>'
     )
 
 
