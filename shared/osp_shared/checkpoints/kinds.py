@@ -39,7 +39,8 @@ _STEM = "diffusion_pytorch_model"
 KINDS = (
     Kind(
         "wfvae", "WFVAE video autoencoder", (r"encoder\.down1\.0\.weight", r"decoder\.conv_in\.conv\.weight"),
-        r"wavelet_transform", _STEM, "wfvae.WFVAESpec", "--ae_path of osp sample, rec-video, rec-video-folder, rec-image",
+        r"wavelet_transform", _STEM, "wfvae.WFVAESpec", "--ae_path of osp sample, rec-video (-folder), rec-image",
+        "--ae_path of osp sample, rec-video, rec-video-folder, rec-image",
     ),
     Kind(
         "inpaint", "inpaint / image-to-video diffusion transformer",
