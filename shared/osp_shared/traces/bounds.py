@@ -10,7 +10,8 @@ u_store: unit round-off of the stored dtype, the last rounding. u_sum: unit roun
 the half types. K: length of the longest sum behind a value; its rounding errors are independent, so they grow as a
 square root (Higham and Mary 2019), and no kernel in use sums in fewer than LANES independent lanes. m: for the own code
 of a composite, the magnitude of its parts' results over that of its own where it exceeds one: where they cancel, their
-roundings stay. A layer's own cancellation shows in the yardstick.
+roundings stay; for attention, the magnitude of the values over that of their mean. A layer's own cancellation shows in
+the yardstick. In a free run the floors of all sums before a record join its own, as independent errors do.
 
     bound = max(RATIO * yardstick, floor)
 
@@ -26,8 +27,8 @@ from osp_shared.errors import OspError
 from osp_shared.traces.metrics import Distance
 
 # How much larger than the reference's own error that of another correct kernel may be. Measured on the quick suite with
-# five salts (42 290 records): where this factor decides, at most 3.0 of a layer's own error and 3.8 at the end of a free
-# run in float32, 1.4 in the half types. See parity_tests/ratchet.json for the standing figures.
+# five salts (42 290 records): where this factor decides, at most 3.0 for a layer's own error and 3.8 in a free run
+# in float32, 1.4 in the half types. See parity_tests/ratchet.json for the standing figures.
 RATIO = 4.0
 LANES = 16
 

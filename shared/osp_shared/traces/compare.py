@@ -151,9 +151,13 @@ def compare(candidate: Trace, reference: Trace, truth: Trace | None = None) -> C
             rows.extend(_exact_row(candidate, reference, record, pair.reference))
             continue
         local = floor(candidate.header.dtype, record.reduction, magnitudes.get(record.key, 1.0))
-        allowed = local if measured else RATIO * math.sqrt(2.0 * (local**2 + history))
+        if measured:
+            # Sums before this record may have been taken in another order; the yardstick shows one order alone.
+            allowed = math.hypot(local, math.sqrt(history))
+        else:
+            allowed = RATIO * math.sqrt(2.0 * (local**2 + history))
         if record.kind == "output" and candidate.header.mode == "free":
-            history += local**2
+            history += (local - unit_roundoff(candidate.header.dtype) if measured else local) ** 2
         exact = truth if truth is not None else reference
         rows.append(_row(candidate, reference if measured else None, exact, record, pair.reference, allowed))
     return Comparison(candidate, reference, truth or reference, rows, alignment, measured)
@@ -200,7 +204,8 @@ def _exact_row(candidate: Trace, reference: Trace, record: Record, answer: Recor
 def _magnitudes(truth: Trace) -> dict[tuple, float]:
     """Per output of a composite: largest root mean square of its parts' outputs and a residual input, over its own.
 
-    An input counts when it has the output's shape: others (a timestep, a mask) are not summed with the rest.
+    An input counts when it has the output's shape: others (a timestep, a mask) are not summed with the rest. Attention
+    sums its values: where their mean is small, the probabilities' errors are not.
     """
     shapes: dict[tuple, tuple] = {r.key[:3]: r.shape for r in truth.records if r.kind == "output" and r.slot == "0"}
     operands: dict[tuple, float] = {}
@@ -213,6 +218,9 @@ def _magnitudes(truth: Trace) -> dict[tuple, float]:
         if record.kind == "input" and record.slot == "0":
             operands[own] = rms if shapes.get(own) == record.shape else 0.0
             running[(record.step, record.path)] = own
+        elif record.kind == "input" and record.slot == "2" and record.type == "attention":
+            operands[own] = rms  # the values: what the probabilities' errors are multiplied with
+            composites.add(own)
         elif record.kind == "output":
             caller = running.get((record.step, record.parent))
             if caller is not None and record.path != record.parent:

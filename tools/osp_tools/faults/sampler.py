@@ -35,4 +35,6 @@ FAULTS = [
           (S + "denoise", "noise(draws, shape)", "noise(1, shape)")),
     fault("sampler-coefficient", "velocity's weight without the signal factor", RUN, ROOT,
           (C + "predictions:data", "sigma / math.sqrt(sigma**2 + 1) * output", "sigma * output")),
+    fault("sampler-next-slope", "slope at the next noise level", RUN, ROOT,
+          (C + "euler:euler", "X, out(), sigma)", "X, out(), sigma_next or sigma)")),
 ]  # fmt: skip

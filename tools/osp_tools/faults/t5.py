@@ -39,4 +39,6 @@ FAULTS = [
           (M + "Stack.construct", "return self.final_layer_norm(x_BLD)", "return x_BLD")),
     fault("t5-residual", "residual taken after the norm", T5, r"layer\.1$",
           (M + "LayerFF.construct", "x_BLD + self", "self.layer_norm(x_BLD) + self")),
+    fault("t5-bias-transposed", "position bias of (key, query)", T5, TABLE,
+          (M + "SelfAttention.position_bias", "permute((2, 0, 1))", "permute((2, 1, 0))")),
 ]  # fmt: skip
