@@ -37,26 +37,26 @@ def main(argv: list[str] | None = None) -> int:
         return _child(*args.child)
     args.folder.mkdir(parents=True, exist_ok=True)
     cases = {
-        "DiT, float32 safetensors in shards -> one file": (make_dit, args.dit_layers, "model.safetensors"),
-        "mT5, torch pickle -> safetensors folder": (make_t5_pickle, args.t5_layers, "folder"),
+        "DiT, float32 safetensors in 4 GiB shards -> folder": (make_dit, args.dit_layers),
+        "mT5, torch pickle -> folder": (make_t5_pickle, args.t5_layers),
     }
-    for title, (make, layers, target) in cases.items():
+    for title, (make, layers) in cases.items():
         if not layers:
             continue
         source = make(args.folder / "source", layers)
         print(f"{title}: {gib(_size(source))}, largest tensor {gib(_largest(source))}", flush=True)
-        _measure(source, args.folder, target)
+        _measure(source, args.folder)
         shutil.rmtree(args.folder / "source")
     return 0
 
 
-def _measure(source: Path, folder: Path, target: str) -> None:
+def _measure(source: Path, folder: Path) -> None:
     """Copies and conversions in turn, the best of two rounds each, so that a busy moment hits both."""
     names, best = {"": "as it is ", "BF16": "cast bf16"}, {}
     for _ in range(2):
         best["copy"] = min(best.get("copy", 1e9), _copy(source, folder / "copy"))
         for dtype in names:
-            found = _convert(source, folder, target, dtype)
+            found = _convert(source, folder / "target", dtype)
             best[dtype] = min(best.get(dtype, found), found, key=lambda f: f["seconds"])
     for dtype, name in names.items():
         seconds, peak = best[dtype]["seconds"], best[dtype]["peak"]
@@ -66,20 +66,19 @@ def _measure(source: Path, folder: Path, target: str) -> None:
         print(f"    peak memory {gib(peak)}, of it {gib(peak - best[dtype]['start'])} for the conversion", flush=True)
 
 
-def _convert(source: Path, folder: Path, target: str, dtype: str) -> dict:
+def _convert(source: Path, target: Path, dtype: str) -> dict:
     _drop_cache(source)
-    child = ("--child", str(source), str(folder / target))
-    command = [sys.executable, "-m", "osp_tools.bench_convert", str(folder), *child]
+    command = [sys.executable, "-m", "osp_tools.bench_convert", "-", "--child", str(source), str(target)]
     environment = {**os.environ, "OSP_BENCH_DTYPE": dtype}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    _remove(folder / target)
+    shutil.rmtree(target)
     return json.loads(done.stdout)
 
 
 def _child(source: str, target: str) -> int:
     """One conversion, with nothing else in the process. Prints seconds and the resident memory before and at most."""
     start = _peak()
-    options = Options(dtype=os.environ.get("OSP_BENCH_DTYPE") or None, shard_bytes=1 << 62)
+    options = Options(dtype=os.environ.get("OSP_BENCH_DTYPE") or None)
     began = time.perf_counter()
     with open_checkpoint(source) as checkpoint:
         convert(checkpoint, target, options)
@@ -160,10 +159,6 @@ def _drop_cache(folder: Path) -> None:
         os.fsync(handle)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-
-
-def _remove(target: Path) -> None:
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
 
 
 def _size(folder: Path) -> int:

@@ -40,7 +40,6 @@ KINDS = (
     Kind(
         "wfvae", "WFVAE video autoencoder", (r"encoder\.down1\.0\.weight", r"decoder\.conv_in\.conv\.weight"),
         r"wavelet_transform", _STEM, "wfvae.WFVAESpec", "--ae_path of osp sample, rec-video (-folder), rec-image",
-        "--ae_path of osp sample, rec-video, rec-video-folder, rec-image",
     ),
     Kind(
         "inpaint", "inpaint / image-to-video diffusion transformer",
