@@ -5,7 +5,6 @@ from osp_mindspore.kernels.precision import raised
 import mindspore as ms
 from mindspore import mint, ops
 
-
 _product = ops.MatMul(transpose_b=True)
 
 
