@@ -5,6 +5,7 @@ conv3d: x (B, C, T, H, W), weight (O, C, kt, kh, kw), padding (t, h, w), the sam
 (front, back, top, bottom, left, right).
 """
 
+import math
 from functools import cache
 
 from osp_mindspore.kernels.precision import raised
@@ -45,21 +46,38 @@ def conv2d_ascend(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0)):
     return mint.nn.functional.conv2d(x, weight, bias, stride=stride, padding=(top, left))
 
 
+_UNROLLED = 20 << 20  # bytes of one unrolled frame up to which the 3-D operator is the faster form
+
+
 @raised
 def conv3d_cpu(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
-    """Frames of a multiple of 512 outputs are computed with one more row, which is cut off.
+    """oneDNN's 3-D convolution for small frames, else a 2-D one for each frame of the kernel, summed.
 
-    oneDNN's 3-D convolution is one product a frame, and rows of 2^k bytes fall on the same cache lines: it runs at
-    half speed up to some 384 output channels. One row more costs 1 / height.
+    The 3-D one unrolls a whole frame (kernel size x C x H x W), keeps that memory for every shape it has met, and runs
+    at half speed when a frame has a multiple of 512 positions. The 2-D one works in small blocks.
     """
-    out_channels, kernel = weight.shape[0], tuple(weight.shape[2:])
+    out_channels, channels, *kernel = weight.shape
     front, back, top, bottom, left, right = padding if len(padding) == 6 else [n for n in padding for _ in range(2)]
     rows = (x.shape[3] + top + bottom - kernel[1]) // stride[1] + 1
     columns = (x.shape[4] + left + right - kernel[2]) // stride[2] + 1
-    one_more = max(kernel) > 1 and out_channels < 384 and rows * columns % 512 == 0
-    pad = (front, back, top, bottom + stride[1] * one_more, left, right)
-    y = _conv3d(out_channels, kernel, stride, pad)(x, weight)
-    return _add_bias(y[:, :, :, :rows] if one_more else y, bias)
+    unrolled = 4 * math.prod(kernel) * channels * rows * columns
+    if math.prod(kernel) == 1 or (unrolled <= _UNROLLED and rows * columns % 512):
+        pad = (front, back, top, bottom, left, right)
+        return _add_bias(_conv3d(out_channels, tuple(kernel), tuple(stride), pad)(x, weight), bias)
+    B, C, T, H, W = x.shape
+    x_TBCHW = x.permute((2, 0, 1, 3, 4))
+    if front or back:
+        x_TBCHW = ops.cat([ops.zeros((n, B, C, H, W), x.dtype) if n else x_TBCHW for n in (front, 0, back)], 0)
+    frames = (T + front + back - kernel[0]) // stride[0] + 1
+    conv = _conv2d(out_channels, tuple(kernel[1:]), tuple(stride[1:]), (top, bottom, left, right))
+    weights = weight.permute((2, 0, 1, 3, 4))
+    y = None
+    for t in range(kernel[0]):
+        seen = x_TBCHW[t : t + (frames - 1) * stride[0] + 1 : stride[0]].reshape(frames * B, C, H, W)
+        part = conv(seen, weights[t])
+        y = part if y is None else y + part
+    y = _add_bias(y, bias)
+    return y.reshape(frames, B, out_channels, rows, columns).permute((1, 2, 0, 3, 4))
 
 
 def conv3d_ascend(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
