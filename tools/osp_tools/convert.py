@@ -141,7 +141,7 @@ def print_report(report: Report) -> None:
 
 
 class Bar:
-    """Progress on stderr with bytes and time left; every byte counts twice, once written and once read back."""
+    """Progress on stderr with bytes and time left."""
 
     def __init__(self) -> None:
         self._bar, self._name = None, "write + verify"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -34,7 +34,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _hash(piece: np.ndarray) -> bytes:
+def _hash(piece: np.ndarray, check: Callable[[], None] | None) -> bytes:
+    if check is not None:
+        check()
     return hashlib.sha256(piece).digest()
 
 
@@ -45,14 +47,17 @@ class TensorHash:
         self._root = hashlib.sha256(f"{dtype}[{','.join(map(str, shape))}]".encode())
         self._pending: deque[Future[bytes]] = deque()
 
-    def update(self, piece: np.ndarray) -> None:
-        """Hash one piece (uint8), in the background when it is large. It must not be changed afterwards."""
+    def update(self, piece: np.ndarray, check: Callable[[], None] | None = None) -> None:
+        """Hash one piece (uint8), in the background when it is large, after calling `check`.
+
+        The piece must stay as it is until two more have been given, or the fingerprint has been asked for.
+        """
         if piece.size < CHUNK and not self._pending:
-            self._root.update(_hash(piece))
+            self._root.update(_hash(piece, check))
             return
         global _pool
         _pool = _pool or ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="fingerprint")
-        self._pending.append(_pool.submit(_hash, piece))
+        self._pending.append(_pool.submit(_hash, piece, check))
         if len(self._pending) > _IN_FLIGHT:
             self._root.update(self._pending.popleft().result())
 

@@ -10,23 +10,22 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from osp_shared.checkpoints import fingerprint, raw
+from osp_shared.checkpoints import fingerprint
 from osp_shared.checkpoints.dtypes import code_of
-from osp_shared.checkpoints.extent import CHUNK, Files, as_bytes
+from osp_shared.checkpoints.extent import CHUNK, as_bytes
 from osp_shared.checkpoints.kinds import set_fingerprint
+from osp_shared.checkpoints.output import Output, Placed, check_layout
 from osp_shared.checkpoints.raw import FINGERPRINTS
 from osp_shared.checkpoints.staging import Staging
 from osp_shared.errors import OspError
 
 SET_FINGERPRINT = "osp_fingerprint"  # header or index metadata
 STEM = "diffusion_pytorch_model"
-Written = tuple[str, str, tuple[int, ...]]  # fingerprint, type, shape
 _ROOM = 256 << 10  # header of a file whose tensors are not known beforehand
 
 
@@ -63,18 +62,16 @@ def item_of(name: str, array: np.ndarray, canonical: str | None = None) -> Item:
 class SafetensorsWriter:
     """One safetensors file in the making; `finish` makes it valid.
 
-    digests: canonical name -> fingerprint. expected: name in the file -> what `verify_file` has to find.
+    digests: canonical name -> fingerprint. placed: name in the file -> what `check_layout` has to find.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str], room: int = _ROOM) -> None:
         self.path, self.room, self.nbytes = path, room, 0
         self.digests: dict[str, str] = {}
-        self.expected: dict[str, Written] = {}
+        self.placed: dict[str, Placed] = {}
         self._metadata, self._header = dict(metadata), {}
         self._used = header_size([], metadata)
-        self._file = path.open("wb", buffering=0)
-        self._sync = Sync(self._file)
-        self._file.seek(8 + room)
+        self._out = Output(path, 8 + room)
 
     def fits(self, item: Item) -> bool:
         """Whether the header has room for one more tensor."""
@@ -82,67 +79,30 @@ class SafetensorsWriter:
 
     def add(self, item: Item, progress: Callable[[int], None] = lambda n: None) -> None:
         """Append a tensor; `progress` is told the bytes of each piece."""
-        running, written = fingerprint.TensorHash(item.dtype, item.shape), 0
-        for piece in item.pieces():
-            running.update(piece)
-            write_all(self._file, piece)
-            written += piece.size
-            progress(piece.size)
+        running, start = fingerprint.TensorHash(item.dtype, item.shape), self._out.position
+        written = self._out.stream(item.pieces(), running, progress)
         if written != item.nbytes:
             raise OspError(f"{self.path.name}: tensor {item.name} gave {written} bytes instead of {item.nbytes}")
         self._used += entry_size(item)
         offsets = [self.nbytes, self.nbytes + written]
         self._header[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": offsets}
         self.nbytes += written
-        digest = self.digests[item.canonical] = item.checked(running.hexdigest())
-        self.expected[item.name] = digest, item.dtype, item.shape
+        self.digests[item.canonical] = item.checked(running.hexdigest())
+        self.placed[item.name] = item.dtype, item.shape, start
 
     def finish(self, **metadata: str) -> None:
-        """Write the header, with more metadata if there is any, and start the fsync that `close` waits for."""
+        """Write the header, with more metadata if there is any; the file is complete and on the disk after this."""
         own = {FINGERPRINTS: json.dumps(self.digests, separators=(",", ":"))}
         text = _header_text({**self._metadata, **metadata, **own}, self._header)
         if len(text) > self.room:
             raise OspError(f"{self.path.name}: header of {len(text)} bytes is larger than the {self.room} left for it")
-        self._file.seek(0)
-        write_all(self._file, np.frombuffer(self.room.to_bytes(8, "little") + text.ljust(self.room), np.uint8))
-        self._sync.start()
+        self._out.write(np.frombuffer(self.room.to_bytes(8, "little") + text.ljust(self.room), np.uint8), at=0)
+        check_layout(self.path, self.placed)
+        self._out.sync()
+        self.close()
 
     def close(self) -> None:
-        """The file is on the disk after this, if it was finished."""
-        self._sync.wait()
-        self._file.close()
-
-
-class Sync:
-    """An fsync in the background: the disk writes while the file is being read back."""
-
-    def __init__(self, file) -> None:
-        self._file, self._pool, self._done = file, None, None
-
-    def start(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fsync")
-        self._done = self._pool.submit(os.fsync, self._file.fileno())
-
-    def wait(self) -> None:
-        """OspError when the disk refused."""
-        if self._done is None:
-            return
-        done, self._done = self._done, None
-        try:
-            done.result()
-        except OSError as e:
-            raise OspError(f"{self._file.name}: cannot be written ({e.strerror})") from None
-        finally:
-            self._pool.shutdown()
-
-
-def write_all(file, piece: np.ndarray) -> None:
-    view = memoryview(piece)
-    try:
-        while len(view):
-            view = view[file.write(view) :]
-    except OSError as e:
-        raise OspError(f"{file.name}: cannot be written ({e.strerror})") from None
+        self._out.close()
 
 
 def _header_text(metadata: Mapping[str, str], header: Mapping[str, dict]) -> bytes:
@@ -159,24 +119,6 @@ def header_size(items: Iterable[Item], metadata: Mapping[str, str]) -> int:
     """Room for the header of a file with these tensors, a multiple of 8 so that the data is aligned."""
     fixed = len(_header_text({**metadata, FINGERPRINTS: "{}", SET_FINGERPRINT: "0" * fingerprint.DIGITS}, {}))
     return -(-(fixed + sum(map(entry_size, items))) // 8) * 8
-
-
-def verify_file(
-    path: Path,
-    expected: Mapping[str, tuple[str, str, tuple[int, ...]]],
-    progress: Callable[[int], None] = lambda n: None,
-) -> None:
-    """Read a written file back; `expected`: name in the file -> (fingerprint, type, shape)."""
-    extents, files = raw.parse(path).extents, Files()
-    if {n: (e.dtype, e.shape) for n, e in extents.items()} != {n: (t, s) for n, (_, t, s) in expected.items()}:
-        raise OspError(f"{path}: reads back with other names, types or shapes than were written")
-    try:
-        for name, (digest, dtype, shape) in reversed(expected.items()):  # what was written last is still in memory
-            if fingerprint.of_pieces(dtype, shape, files.chunks(extents[name], reuse=True)) != digest:
-                raise OspError(f"{path}: tensor {name} reads back differently; the disk may be failing")
-            progress(extents[name].nbytes)
-    finally:
-        files.close()
 
 
 def index_text(weight_map: Mapping[str, str], total: int, digests: Mapping[str, str]) -> str:
@@ -235,8 +177,6 @@ def write_safetensors(
         writers[-1].finish(**({SET_FINGERPRINT: set_fingerprint(digests)} if len(writers) == 1 else {}))
         files = name_shards(len(writers), stem)
         for w, file in zip(writers, files, strict=True):
-            verify_file(w.path, w.expected)
-            w.close()
             os.rename(w.path, staging.folder / file)
         if len(files) > 1:
             weight_map = {name: files[k] for name, k in names.items()}

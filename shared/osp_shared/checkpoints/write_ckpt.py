@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from osp_shared.checkpoints import dtypes, fingerprint
+from osp_shared.checkpoints.output import Output, Placed, check_layout
 from osp_shared.checkpoints.raw import FINGERPRINTS
 from osp_shared.checkpoints.readers.mindspore_ckpt import METADATA_FIELD
-from osp_shared.checkpoints.write import Item, Sync, Written, write_all
+from osp_shared.checkpoints.write import Item
 from osp_shared.errors import OspError
 
 _SLICE = 512 << 20  # MindSpore cuts larger tensors into slices of this size, and joins them on loading
@@ -23,45 +24,40 @@ class CkptWriter:
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
         self.path, self.nbytes = path, 0
         self.digests: dict[str, str] = {}
-        self.expected: dict[str, Written] = {}
+        self.placed: dict[str, Placed] = {}
         self._metadata = dict(metadata)
-        self._file = path.open("wb", buffering=0)
-        self._sync = Sync(self._file)
+        self._out = Output(path)
 
     def add(self, item: Item, progress: Callable[[int], None] = lambda n: None) -> None:
         """Append a tensor as one Value, or as several slices of whole pieces."""
         running = fingerprint.TensorHash(item.dtype, item.shape)
-        pieces, left = iter(item.pieces()), item.nbytes
-        while True:
+        pieces, left, start = iter(item.pieces()), item.nbytes, None
+        while left or start is None:
             take = min(left, _SLICE)
             self._put(_value_head(item, take))
-            for piece in _exactly(pieces, take, item.name):
-                running.update(piece)
-                write_all(self._file, piece)
-                progress(piece.size)
+            start = self._out.position if start is None else start
+            self._out.stream(_exactly(pieces, take, item.name), running, progress)
             left -= take
-            if left == 0:
-                break
         if next(pieces, None) is not None:  # asking also lets a cast compare what it read with its fingerprint
             raise OspError(f"tensor {item.name}: has more than {item.nbytes} bytes")
         self.nbytes += item.nbytes
-        digest = self.digests[item.canonical] = item.checked(running.hexdigest())
-        self.expected[item.name] = digest, item.dtype, item.shape
+        self.digests[item.canonical] = item.checked(running.hexdigest())
+        self.placed[item.name] = item.dtype, item.shape, start
 
     def finish(self, **metadata: str) -> None:
-        """Append the metadata in a field that MindSpore skips, and start the fsync that `close` waits for."""
+        """Append the metadata in a field that MindSpore skips; the file is complete and on the disk after this."""
         own = {FINGERPRINTS: json.dumps(self.digests, separators=(",", ":"))}
         text = json.dumps({**self._metadata, **metadata, **own}, separators=(",", ":")).encode()
         self._put(_bytes_field(METADATA_FIELD, len(text)) + text)
-        self._sync.start()
+        check_layout(self.path, self.placed)
+        self._out.sync()
+        self.close()
 
     def _put(self, data: bytes) -> None:
-        write_all(self._file, np.frombuffer(data, np.uint8))
+        self._out.write(np.frombuffer(data, np.uint8))
 
     def close(self) -> None:
-        """The file is on the disk after this, if it was finished."""
-        self._sync.wait()
-        self._file.close()
+        self._out.close()
 
 
 def check_types(items: Iterable[Item], target: Path) -> None:
