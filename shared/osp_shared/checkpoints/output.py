@@ -36,9 +36,7 @@ class Output:
             self.position += piece.size
         return offset
 
-    def stream(
-        self, pieces: Iterable[np.ndarray], running: fingerprint.TensorHash, progress: Callable[[int], None]
-    ) -> int:
+    def stream(self, pieces: Iterable[np.ndarray], running: TensorHash, progress: Callable[[int], None]) -> int:
         """Write consecutive pieces; each is hashed and compared behind the back of the next. Returns their bytes."""
         written = 0
         for piece in pieces:
