@@ -7,6 +7,7 @@ import pytest
 
 import wfvae_models as vaes
 from osp_shared import fill
+from osp_shared.geometry.chunks import Tiling
 from osp_shared.specs.wfvae import WFVAESpec
 
 _DEEP = {
@@ -26,7 +27,8 @@ CONFIGS = {
     "groupnorm, nearest": (
         {
             "base_channels": 32, "encoder_energy_flow_hidden_size": 32, "decoder_energy_flow_hidden_size": 64,
-            "latent_dim": 4, "encoder_num_resblocks": 1, "decoder_num_resblocks": 1,
+            "latent_dim": 4, "encoder_num_resblocks": 1, "decoder_num_resblocks": 1, "scale": [0.5, 1.0, 2.0, 4.0],
+            "shift": [0.0, 1.0, -1.0, 0.5],
         },
         (2, 3, 5, 16, 8),
     ),
@@ -126,17 +128,21 @@ def test_every_gradient(case):
         assert worst <= allowed, f"{name}: {worst:.2e} from float64, allowed {allowed:.2e}"
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_half_types(case, dtype):
+@pytest.mark.parametrize(
+    "dtype, plan",
+    [("fp16", None), ("bf16", Tiling("exact", tile_size=16, tile_overlap=8))],
+    ids=["fp16", "bf16, chunks and tiles"],
+)
+def test_half_types(case, dtype, plan):
     """Weights and activations in half types, kernels inside in float32: both backends err alike."""
     spec, video, noise = case
     results = []
     for backend, kind in (("truth", "fp32"), ("torch", dtype), ("mindspore", dtype)):
         vae = vaes.build(backend, spec, dtype=kind)
         with vae.no_grad():
-            latents = vae.model.encode(vae.tensor(video)).sample(vae.tensor(noise))
+            latents = vae.model.encode_scaled(vae.tensor(video), vae.tensor(noise), plan)
             assert latents.dtype == vae.dtype
-            results.append((vae.array(latents), vae.array(vae.model.decode(latents))))
+            results.append((vae.array(latents), vae.array(vae.model.decode_scaled(latents, plan))))
     for exact, reference, found in zip(*results, strict=True):
         own, error = (float(np.sqrt(((a - exact) ** 2).mean())) for a in (reference, found))
         assert 0 < error <= 2 * own, f"rms {error:.2e} from float64, the reference's own {own:.2e}"
@@ -196,3 +202,75 @@ def test_haar_kernels(window):
         for a, b in ((found, analysed), (back, synthesised)):
             assert a.shape == b.shape
             assert np.abs(a - b).max() <= bands * vaes.UNIT * 4 * np.abs(b).max()  # products of one sum, reordered
+
+
+def test_divergence_of_two_posteriors():
+    """KL(p, q) of both backends against torch.distributions; KL(p, p) = 0."""
+    import torch
+
+    from osp_mindspore.wfvae import Posterior as MindSporePosterior
+    from osp_torch.wfvae import Posterior
+
+    from mindspore import Tensor
+
+    def normal(moments):
+        mean, logvar = torch.from_numpy(moments).double().chunk(2, 1)
+        return torch.distributions.Normal(mean, (0.5 * logvar).exp())
+
+    p, q = (fill.input_tensor(tag, (2, 6, 2, 3, 4)) for tag in "pq")
+    exact, own = (
+        Posterior(torch.from_numpy(p).to(t)).kl(Posterior(torch.from_numpy(q).to(t))).numpy()
+        for t in (torch.float64, torch.float32)
+    )
+    expected = torch.distributions.kl_divergence(normal(p), normal(q)).sum((1, 2, 3)).numpy()
+    assert exact.shape == (2, 4) and np.abs(exact - expected).max() <= 1e-12 * expected.max()
+    found = MindSporePosterior(Tensor(p)).kl(MindSporePosterior(Tensor(q))).asnumpy()
+    assert np.abs(found - exact).max() <= vaes.Allowance()(exact, own)
+    assert not MindSporePosterior(Tensor(p)).kl(MindSporePosterior(Tensor(p))).asnumpy().any()
+
+
+@pytest.mark.parametrize("backend", vaes.BACKENDS)
+def test_haar_filters_of_a_checkpoint_come_first(backend):
+    """Twice the filters of the last synthesis give twice the video; a checkpoint without any gives the constants."""
+    from importlib import import_module
+
+    spec = WFVAESpec.from_config({**_NARROW, "norm_type": "layernorm"})
+    package = f"osp_{backend}"
+    build = import_module(f"{package}.checkpoint").build
+    model_class = import_module(f"{package}.wfvae").WFVAEModel
+    vae = vaes.build(backend, spec)
+    constants = spec.constants()
+
+    def read(name):
+        last = name.startswith("decoder.inverse_wavelet_transform_out")
+        return 2 * constants[name] if last else vaes.reader(spec)(name)
+
+    latents = vae.tensor(fill.input_tensor("latent", (1, 8, 2, 2, 2)))
+    with vae.no_grad():
+        once = vae.array(vae.model.decode(latents))
+        twice = vae.array(build(model_class, spec, read).decode(latents))
+    assert np.array_equal(twice, 2 * once)
+
+
+def test_graph_mode():
+    """Encoder and decoder compile (on an Ascend the graph is the fast form) and compute what PyNative computes."""
+    from mindspore import jit
+
+    config = {**_NARROW, "norm_type": "layernorm", "t_interpolation": "trilinear", "encoder_num_resblocks": 1}
+    spec = WFVAESpec.from_config({**config, "decoder_num_resblocks": 1})
+    vae = vaes.build("mindspore", spec)
+    truth = vaes.build("truth", spec)
+    own = vaes.build("torch", spec)
+
+    def encode(video):
+        return vae.model.encoder(video)[0]
+
+    def decode(latents):
+        return vae.model.decoder(latents)[0]
+
+    for function, half, shape in ((encode, "encoder", (1, 3, 5, 16, 16)), (decode, "decoder", (1, 8, 2, 2, 2))):
+        x = fill.input_tensor("graph", shape)
+        with truth.no_grad():
+            exact, reference = (v.array(getattr(v.model, half)(v.tensor(x))[0]) for v in (truth, own))
+        found = vae.array(jit(function)(vae.tensor(x)))
+        assert np.abs(found - exact).max() <= vaes.Allowance()(exact, reference)

@@ -46,6 +46,13 @@ def conv2d_ascend(x, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0)):
     return mint.nn.functional.conv2d(x, weight, bias, stride=stride, padding=(top, left))
 
 
+def _both_sides(padding):
+    if len(padding) == 6:
+        return padding
+    t, h, w = padding
+    return t, t, h, h, w, w
+
+
 _UNROLLED = 20 << 20  # bytes of one unrolled frame up to which the 3-D operator is the faster form
 
 
@@ -57,7 +64,7 @@ def conv3d_cpu(x, weight, bias=None, stride=(1, 1, 1), padding=(0, 0, 0)):
     at half speed when a frame has a multiple of 512 positions. The 2-D one works in small blocks.
     """
     out_channels, channels, *kernel = weight.shape
-    front, back, top, bottom, left, right = padding if len(padding) == 6 else [n for n in padding for _ in range(2)]
+    front, back, top, bottom, left, right = _both_sides(padding)
     rows = (x.shape[3] + top + bottom - kernel[1]) // stride[1] + 1
     columns = (x.shape[4] + left + right - kernel[2]) // stride[2] + 1
     unrolled = 4 * math.prod(kernel) * channels * rows * columns

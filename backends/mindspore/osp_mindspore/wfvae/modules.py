@@ -39,11 +39,11 @@ def with_past(layer, x_BCTHW, cache):
     return first_repeated(layer, x_BCTHW) if cache is None else cache.extend(layer, x_BCTHW)
 
 
-class Stack(nn.CellList):
+class Stack(nn.SequentialCell):
     """Layers one after the other."""
 
     def construct(self, x_BCTHW, cache=None):
-        for layer in self:
+        for layer in self.cell_list:
             x_BCTHW = layer(x_BCTHW, cache)
         return x_BCTHW
 
