@@ -10,7 +10,8 @@ import pytest
 import golden_files
 import wfvae_models as vaes
 from osp_shared.errors import OspError
-from osp_shared.specs.wfvae import RELEASED, WFVAESpec, haar_2d, haar_3d
+from osp_shared.specs.haar import haar_2d, haar_3d
+from osp_shared.specs.wfvae import RELEASED, WFVAESpec
 
 KEY_FILES = [pytest.param(golden_files.load(p), id=p.stem) for p in golden_files.files("wfvae", "entries")]
 SMALL = WFVAESpec(

@@ -8,7 +8,7 @@ frames that causal layers reach back to; layers that look at one frame at a time
 from __future__ import annotations
 
 from osp_mindspore import kernels, layers
-from osp_shared.specs.wfvae import haar_2d, haar_3d
+from osp_shared.specs.haar import haar_2d, haar_3d
 
 from mindspore import Parameter, Tensor, nn, ops
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from osp_shared.specs.wfvae import haar_2d, haar_3d
+from osp_shared.specs.haar import haar_2d, haar_3d
 from osp_torch import kernels, layers
 
 # ------------------------------------------------------------------------------------------------ frames and time
