@@ -29,7 +29,7 @@ def build(
     """The model of `spec` in inference mode, every entry of its state dict read and cast to `dtype`.
 
     read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then
-    keeps the value its constructor gives it.
+    has its built-in value (`spec.constants()`).
     keep_float32: leaves of names (`wo.weight`) that stay float32 in half precision.
 
     Raises:
@@ -37,15 +37,14 @@ def build(
     """
     with no_init_parameters():
         model = model_class(spec)
-    optional = spec.optional()
+    constants = spec.constants() if spec.optional() else {}
     for name, parameter in list(model.parameters_dict().items()):
+        array = read(name)
+        array = constants.get(name) if array is None else array
+        if array is None:
+            raise OspError(f"{name}: missing from the checkpoint")
         kept = dtype == "fp16" and any(name.endswith(leaf) for leaf in keep_float32)
         target = ms.float32 if kept else DTYPES[dtype]
-        array = read(name)
-        if array is None:
-            if name not in optional:
-                raise OspError(f"{name}: missing from the checkpoint")
-            array = (parameter.init_data() if parameter.has_init else parameter).asnumpy()
         shape, trained = tuple(parameter.shape), parameter.requires_grad
         if tuple(array.shape) != shape:
             raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {shape}")

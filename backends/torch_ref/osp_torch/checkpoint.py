@@ -26,23 +26,20 @@ def build(
     """The model of `spec` in eval mode, every entry of its state dict read and cast to `dtype`.
 
     read: state-dict name -> array; None for a constant that the checkpoint leaves out (`spec.optional()`), which then
-    keeps the value its constructor gives it.
+    has its built-in value (`spec.constants()`).
     keep_float32: leaves of names (`wo.weight`) that stay float32 in half precision.
 
     Raises:
         OspError: a missing entry, or one of another shape.
     """
     with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in model_class(spec).state_dict().items()}
         model = model_class(spec)
-    optional, constants = spec.optional(), None
-    for name, shape in shapes.items():
-        array = read(name)
+    constants = spec.constants() if spec.optional() else {}
+    for name, empty in model.state_dict().items():
+        shape, array = tuple(empty.shape), read(name)
+        array = constants.get(name) if array is None else array
         if array is None:
-            if name not in optional:
-                raise OspError(f"{name}: missing from the checkpoint")
-            constants = constants or model_class(spec).state_dict()
-            array = constants[name].numpy()
+            raise OspError(f"{name}: missing from the checkpoint")
         if tuple(array.shape) != shape:
             raise OspError(f"{name}: the checkpoint holds {tuple(array.shape)}, the model needs {shape}")
         kept = dtype == "fp16" and any(name.endswith(leaf) for leaf in keep_float32)

@@ -16,9 +16,7 @@ from osp_shared.checkpoints import dtypes
 from osp_shared.checkpoints.checkpoint import Checkpoint
 from osp_shared.checkpoints.extent import Extent
 from osp_shared.errors import OspError
-from osp_shared.specs.dit import DiTSpec, InpaintSpec
-
-_MASKED, _MASK = "pos_embed_masked_hidden_states", "pos_embed_mask"
+from osp_shared.specs.dit import RANDOM, ZEROS, DiTSpec, InpaintSpec, t2v_to_i2v
 
 
 def start_from_t2v(source: Checkpoint) -> Checkpoint:
@@ -30,16 +28,17 @@ def start_from_t2v(source: Checkpoint) -> Checkpoint:
         raise OspError(f"{source.path}: image-to-video training starts from a text-to-video checkpoint")
     spec: DiTSpec = source.spec()
     target = InpaintSpec.from_config({k: v for k, v in spec.to_config().items() if not k.startswith("_")})
-    need, weight = target.parameters(), "pos_embed.proj.weight"
-    dtype = source.dtypes[weight]
-    for leaf in ("weight", "bias"):
-        source.add(f"{_MASKED}.0.proj.{leaf}", source.extents[f"pos_embed.proj.{leaf}"])
-        name = f"{_MASK}.0.proj.{leaf}"
-        bound = 1.0 / math.sqrt(math.prod(need[f"{_MASK}.0.proj.weight"][1:]))
-        values = fill.rng(name).uniform(-bound, bound, need[name])
-        source.add(name, values.astype(np.float32).astype(dtypes.NUMPY[dtype]))
-    for stem in (_MASKED, _MASK):
-        source.add(f"{stem}.1.weight", Extent(dtype, need[f"{stem}.1.weight"], ()))
+    need, dtype = target.parameters(), source.dtypes["pos_embed.proj.weight"]
+    for name, shape in need.items():
+        origin = t2v_to_i2v(name)
+        if origin == ZEROS:
+            source.add(name, Extent(dtype, shape, ()))
+        elif origin == RANDOM:
+            bound = 1.0 / math.sqrt(math.prod(need[f"{name.rpartition('.')[0]}.weight"][1:]))
+            values = fill.rng(name).uniform(-bound, bound, shape)
+            source.add(name, values.astype(np.float32).astype(dtypes.NUMPY[dtype]))
+        elif origin != name:
+            source.add(name, source.extents[origin])
     source.kind, source.config = "inpaint", {**(source.config or {}), **target.to_config()}
     source.notes.append("image-to-video stem added: zero linear layers, the T2V patch embedding for masked latents")
     return source
