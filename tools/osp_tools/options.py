@@ -6,7 +6,6 @@ import argparse
 import gc
 import importlib
 import importlib.util
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from osp_shared.errors import OspError
 from osp_shared.geometry.chunks import CELL, EXACT, UPSTREAM, Tiling
+from osp_shared.specs.fields import read_object
 from osp_shared.specs.wfvae import WFVAESpec
 
 BACKENDS = ("mindspore", "torch")
@@ -224,23 +224,11 @@ def vae_path(args: argparse.Namespace) -> tuple[str, dict[str, Any] | None]:
         raise OspError("no autoencoder: give --ae_path, the folder with its config.json and weights")
     config = None
     if getattr(args, "model_config", None):
-        config = read_json(args.model_config)
+        config = read_object(args.model_config)
     elif getattr(args, "ms_checkpoint", None) and args.ae_path:
         beside = Path(args.ae_path) / "config.json"
-        config = read_json(beside) if beside.is_file() else None
+        config = read_object(beside) if beside.is_file() else None
     return path, config
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OspError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise OspError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise OspError(f"{path}: must hold a JSON object")
-    return value
 
 
 def check_ae_name(name: str | None, spec: WFVAESpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from osp_shared.checkpoints import names, nested
@@ -10,6 +9,7 @@ from osp_shared.checkpoints.extent import RawCheckpoint, merge, shown
 from osp_shared.checkpoints.locate import Location
 from osp_shared.checkpoints.readers import mindspore_ckpt, safetensors, torch_pickle
 from osp_shared.errors import OspError
+from osp_shared.specs import fields
 
 FINGERPRINTS = "osp_fingerprints"  # metadata: JSON of {canonical name: fingerprint}
 _MAX_NAME = 512
@@ -81,12 +81,6 @@ def _checked(raw: RawCheckpoint) -> RawCheckpoint:
 def read_config(folder: Path) -> dict | None:
     """`config.json` of a model folder, None when there is none; OspError when it is damaged."""
     file = folder / "config.json"
-    try:
-        if not file.is_file() or file.stat().st_size > 16 << 20:
-            return None
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise OspError(f"{file}: cannot be read as JSON ({str(e)[:80]})") from None
-    if not isinstance(config, dict):
-        raise OspError(f"{file}: a model's config is a JSON object")
-    return {key: value for key, value in config.items() if key not in names.EMA_CONFIG}
+    if not file.is_file() or file.stat().st_size > 16 << 20:
+        return None
+    return {key: value for key, value in fields.read_object(file).items() if key not in names.EMA_CONFIG}

@@ -32,16 +32,24 @@ def from_folder(cls, path: str | Path):
     Raises:
         OspError: no such file, not JSON, not an object, or an unknown key.
     """
-    file = Path(path) / "config.json"
+    return cls.from_config(read_object(Path(path) / "config.json"))
+
+
+def read_object(file: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OspError: no such file, not JSON, or not an object.
+    """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise OspError(f"{file}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise OspError(f"{file}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise OspError(f"{file}: a config must be a JSON object")
-    return cls.from_config(config)
+    except (ValueError, RecursionError) as error:
+        raise OspError(f"{file}: not JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise OspError(f"{file}: must hold a JSON object")
+    return value
 
 
 def to_config(spec) -> dict[str, Any]:
