@@ -17,7 +17,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor with the array's values; bfloat16 (ml_dtypes) by its bits. Shares memory where numpy allows it."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def build(

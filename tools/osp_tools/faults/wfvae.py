@@ -136,8 +136,9 @@ FAULTS = [
     fault("tile-cut", "outputs of look-ahead frames not cut to their number", TILED, r"^$",
           (T + "_decode_chunks", "LOOK_AHEAD_OUTPUT * chunk.look_ahead", "(LOOK_AHEAD_OUTPUT - 1) * chunk.look_ahead")),
     fault("vae-mid-order", "attention before the first block of the decoder's middle", DEC, r"^decoder\.mid$",
-          (M + "Stack.construct", "for layer in self:",
-           "for layer in [self[1], self[0], self[2]] if len(self) == 3 and hasattr(self[1], 'proj_out') else self:")),
+          (M + "Stack.construct", "for layer in self.cell_list:",
+           "for layer in [self[1], self[0], self[2]] if len(self) == 3 and hasattr(self[1], 'proj_out') "
+           "else self.cell_list:")),
     fault("vae-sigmoid", "sigmoid for swish in one place of the 2-D block", ENC, r"^encoder\.down1\.1",
           (M + "ResnetBlock2D.construct", "kernels.silu(self.norm2(h))", "ops.sigmoid(self.norm2(h))")),
     fault("vae-logvar-clamp", "log-variance clamped to [-20, 20]", "wfvae-encode-wide", r"^$",
