@@ -1,5 +1,7 @@
 """The parity suite on real models, and its own power: a fixed part of the fault catalogue."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -86,8 +88,31 @@ def test_replay_of_a_failing_layer(runs, bench, tmp_path):
     known = bench.known.setdefault("dit", run.references("mindspore"))
     item = run.judge(known, "mindspore", fault.patch)
     folder = write_replay(tmp_path / "layer", run.case, run.dtype, item)
-    assert "transformer_blocks.0" in (folder / "test_replay.py").read_text()
+    assert "transformer_blocks.0" in (folder / "test_layer.py").read_text()
     for backend in ("torch", "mindspore"):
         assert replay(folder, backend).fraction <= 1
     with fault.patch():
         assert replay(folder, "mindspore").fraction > 1000
+
+
+@pytest.mark.parametrize("run, fault, path, call", [
+    ("dit-sampler float32", "dit-norm-eps", "transformer_blocks.0.norm1", 0),
+    ("wfvae-decode-tiled float32", "vae-layernorm-eps", "decoder.mid.0.norm1.norm", 0),
+])  # fmt: skip
+def test_replay_inside_a_loop(runs, bench, tmp_path, run, fault, path, call):
+    """Layers that are called by a sampling loop, or once a chunk, are replayed alone all the same."""
+    run, fault = runs[run], find(fault)
+    item = run.judge(bench.known.setdefault(run.case.name, run.references("mindspore")), "mindspore", fault.patch)
+    folder = write_replay(tmp_path / "layer", run.case, run.dtype, item)
+    content = json.loads((folder / "replay.json").read_text())
+    assert (content["path"], content["call"]) == (path, call)
+    assert replay(folder, "mindspore").fraction <= 1
+    with fault.patch():
+        assert replay(folder, "mindspore").fraction > 5
+
+
+def test_the_sampling_loop_is_no_layer(runs, bench, tmp_path):
+    run, fault = runs["dit-sampler float32"], find("sampler-down")
+    item = run.judge(bench.known.setdefault("dit-sampler", run.references("mindspore")), "mindspore", fault.patch)
+    with pytest.raises(OspError, match="the fault lies in the sampling loop"):
+        write_replay(tmp_path / "layer", run.case, run.dtype, item)

@@ -51,6 +51,7 @@ class Blame:
     path: str
     where: str
     why: str
+    call: int = 0  # which call of the module that `path` names, or lies in
 
 
 @dataclass
@@ -86,16 +87,21 @@ class Comparison:
     @property
     def blames(self) -> list[Blame]:
         """Faults in execution order. In a forced comparison each is a part that is wrong by itself."""
-        found = [(record.order, Blame(_owner(record), _stretch(record), "the candidate never makes this call"))
-                 for record in _first_of_calls(self.alignment.missing)]  # fmt: skip
-        found += [(record.order, Blame(_owner(record), _stretch(record), "the reference makes no such call"))
-                  for record in _first_of_calls(self.alignment.extra)]  # fmt: skip
+        found = [(record, "the candidate never makes this call") for record in _first_of_calls(self.alignment.missing)]
+        found += [(record, "the reference makes no such call") for record in _first_of_calls(self.alignment.extra)]
         for pair in self.alignment.misshaped:
             why = f"shape {list(pair.candidate.shape)} instead of {list(pair.reference.shape)}"
-            found.append((pair.reference.order, Blame(_owner(pair.reference), _stretch(pair.reference), why)))
-        for row in self.failing:
-            found.append((row.record.order, Blame(_owner(row.record), _stretch(row.record), _reason(row))))
-        return [blame for _, blame in sorted(found, key=lambda item: item[0])]
+            found.append((pair.reference, why))
+        found += [(row.record, _reason(row)) for row in self.failing]
+        found.sort(key=lambda item: item[0].order)
+        return [Blame(_owner(record), _stretch(record), why, self._call(record)) for record, why in found]
+
+    def _call(self, record: Record) -> int:
+        """Which call of a module made a record: inputs and kernels belong to their caller's call in progress."""
+        if _owner(record) == record.path and "/" not in record.path:
+            return record.call
+        earlier = (r for r in self.reference.records if r.order < record.order)
+        return max((r.call for r in earlier if r.path == record.parent and r.kind == "input"), default=0)
 
 
 def _owner(record: Record) -> str:
@@ -108,7 +114,8 @@ def _stretch(record: Record) -> str:
     if record.kind != "input":
         return f"{name} {record.kind}" + (f", after {record.after}" if record.after else "")
     start = record.after or "its inputs"
-    return f"{record.parent or '(model)'}, between {start} and {name}"
+    again = f" call {record.call + 1}" if record.call else ""
+    return f"{record.parent or '(model)'}, between {start} and {name}{again}"
 
 
 def _reason(row: Row) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
-from osp_shared.traces.compare import Comparison, Row
+from osp_shared.traces.compare import HALF, Comparison, Row
 from osp_shared.traces.ledger import Entry, Result
 
 
@@ -47,7 +48,25 @@ def suite_table(results: Sequence[Result]) -> str:
         ])  # fmt: skip
     text = table(head, rows)
     failures = [f"FAIL {item.name}: {item.verdict}" for item in results if not item.passed]
-    return "\n".join([text, *failures])
+    return "\n".join([text, *failures, *_by_type(results)])
+
+
+def _by_type(results: Sequence[Result]) -> list[str]:
+    """How many outputs of each type of layer or kernel are wrong by themselves: one type alone points at its kernel.
+
+    Half types are left out: their bounds are too wide to tell a type apart.
+    """
+    failed: Counter[str] = Counter()
+    judged: Counter[str] = Counter()
+    for item in results:
+        if item.forced is None or item.forced.candidate.header.dtype in HALF:
+            continue
+        for row in item.forced.rows:
+            if row.record.kind == "output" and row.record.type:
+                judged[row.record.type] += 1
+                failed[row.record.type] += row.failed
+    parts = [f"{type} {count} of {judged[type]}" for type, count in failed.most_common(5) if count]
+    return [f"wrong by type, in float32: {', '.join(parts)}"] if parts else []
 
 
 def layer_table(item: Result, limit: int = 0) -> str:
