@@ -234,7 +234,7 @@ def _worst(item: Result, row: Row) -> str:
     return (
         f"<h3>Layer nearest to its bound: {escape(row.title)}</h3><p class='soft'>{escape(words)}</p>"
         '<div class="pair"><figure>' + plots.histogram(error, limit) +
-        "<figcaption>errors in units of their bound (counts on a log scale); green lies within</figcaption></figure>"
+        "<figcaption>errors in units of their bound (counts on a log scale); blue lies within</figcaption></figure>"
         f"<figure class='heat'>{_heat(error)}<figcaption>absolute error, folded to two axes; dark is none, "
         f"pale is {number(float(np.nanmax(np.abs(error), initial=0.0)))}</figcaption></figure></div>"
         f'<div class="flow">{"".join(profiles)}</div>'
