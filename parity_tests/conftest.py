@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # golden_files and other helpers beside the tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a hub
@@ -19,3 +20,7 @@ def clean_precision():
         from osp_mindspore import runtime
 
         runtime.reset_precision()
+
+# The same examples in every run: a red build can be repeated. `--hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
