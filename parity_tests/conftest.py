@@ -21,6 +21,7 @@ def clean_precision():
 
         runtime.reset_precision()
 
+
 # The same examples in every run: a red build can be repeated. `--hypothesis-profile=default` draws new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")

@@ -16,14 +16,17 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from osp_shared.errors import OspError
+from osp_shared.specs.fields import read_object
 from osp_shared.traces import Recorder, Result, Trace, compare, read_trace
 from osp_shared.traces.bounds import Bound
 from osp_shared.traces.cases import Case
+from osp_shared.traces.compare import reason
 from osp_shared.traces.metrics import Distance, distance, wide
 from osp_tools.parity_run import capture_run
 from osp_tools.trajectory import PART
@@ -55,8 +58,7 @@ class Outcome:
     fraction: float
 
     def __str__(self) -> str:
-        found = f"relative error {self.error.rel_l2:.1e}, bound {self.bound:.1e} ({self.fraction:.3g} of the bound)"
-        return f"{self.backend}: {found}"
+        return f"{self.backend}: {reason(self.error, self.bound, self.fraction)}"
 
 
 class Unsupported(Exception):
@@ -73,20 +75,20 @@ def write_replay(folder: Path, case: Case, dtype: str, item: Result) -> Path:
             raise OspError(f"no replay of {item.name}: the fault lies in the sampling loop, which is not a layer")
         path = path[len(PART) + 1 :]
     reference = importlib.import_module("osp_torch.capture")
-    known = dict(reference.modules(reference.build(case, dtype)))
+    models = {name: reference.build(case, name) for name in (dtype, "float64")}
+    known = dict(reference.modules(models[dtype]))
     while True:
         path = path if path in known else path.rpartition(".")[0]
         try:
-            return _write(folder, case, dtype, path, call, blame.where)
+            return _write(folder, case, dtype, models, path, call, blame.where)
         except Unsupported as error:
             if not path:
                 raise OspError(f"no replay of {item.name}: {error}") from None
             path, call = path.rpartition(".")[0], 0
 
 
-def _write(folder: Path, case: Case, dtype: str, path: str, call: int, where: str) -> Path:
+def _write(folder: Path, case: Case, dtype: str, models: dict, path: str, call: int, where: str) -> Path:
     reference = importlib.import_module("osp_torch.capture")
-    models = {name: reference.build(case, name) for name in (dtype, "float64")}
     args, kwargs = _grab(reference, case, dtype, models[dtype], path, call)
     if case.place.common_only and path and (kwargs or len(args) != 1):
         raise Unsupported(f"{path}: the library's module takes other arguments than ours")
@@ -115,10 +117,11 @@ def _write(folder: Path, case: Case, dtype: str, path: str, call: int, where: st
     return folder
 
 
-def _run(capture, case: Case, dtype: str, model, path: str, plain: dict, arguments: Trace) -> Trace:
+def _run(capture, case: Case, dtype: str, model, path: str, plain: Mapping, arguments: Trace) -> Trace:
     """Trace of the module alone, on the arguments as they were written; its own record has the path ""."""
     module, method = _module(capture, model, case, path)
-    recorder = Recorder(case.header("torch", dtype), 1 << 62)
+    backend = capture.__name__.split(".")[0].removeprefix("osp_")
+    recorder = Recorder(case.header(backend, dtype), 1 << 62)
     args = [_restore(capture, arguments, path, p, dtype) for p in plain["args"]]
     kwargs = {k: _restore(capture, arguments, path, p, dtype) for k, p in plain["kwargs"].items()}
     # A library's own tree has no kernels to tap: then the modules' first results are all there is.
@@ -189,14 +192,6 @@ def _restore(capture, trace: Trace, path: str, plain: dict, dtype: str) -> objec
     return plain["value"]
 
 
-def _outputs(output: object, slot: str = "0") -> dict[str, object]:
-    """Tensors of a result by slot, named as a tap names them."""
-    if not isinstance(output, (tuple, list)):
-        return {slot: output}
-    parts = (_outputs(item, slot if i == 0 else f"{slot}.{i}") for i, item in enumerate(output))
-    return {name: value for part in parts for name, value in part.items()}
-
-
 def backends() -> list[str]:
     """OSP_BACKEND, or those that are installed."""
     if wanted := os.environ.get("OSP_BACKEND"):
@@ -206,7 +201,7 @@ def backends() -> list[str]:
 
 def replay(folder: Path, backend: str) -> Outcome:
     """Run the folder's layer on a backend; only the layer's own weights are needed, the others are zeros."""
-    content = json.loads((folder / "replay.json").read_text(encoding="utf-8"))
+    content = read_object(folder / "replay.json")
     trace = read_trace(folder / "trace")
     capture = importlib.import_module(f"osp_{backend}.capture")
     path, dtype = content["path"], content["dtype"]
@@ -218,14 +213,10 @@ def replay(folder: Path, backend: str) -> Outcome:
         return np.array(weights[name]) if name in weights else np.zeros(shapes[name], np.float32)
 
     model = capture.build(dataclasses.replace(case, read=read), dtype)
-    module, method = _module(capture, model, case, path)
-    args = [_restore(capture, trace, path, p, dtype) for p in content["args"]]
-    kwargs = {k: _restore(capture, trace, path, p, dtype) for k, p in content["kwargs"].items()}
-    with capture.no_gradients():
-        outputs = _outputs(getattr(module, method)(*args, **kwargs))
+    outputs = _run(capture, case, dtype, model, path, content, trace)
     found = []
     for slot, allowed in content["bounds"].items():
-        error = distance(capture.to_numpy(outputs[slot]), wide(trace.get(path, "output", slot)))
+        error = distance(outputs.get("", "output", slot), wide(trace.get(path, "output", slot)))
         fraction = Bound(**allowed, source="replay").fraction(error)
         found.append(Outcome(backend, error, allowed["rel_l2"], fraction))
     return max(found, key=lambda outcome: outcome.fraction)

@@ -92,7 +92,7 @@ class Comparison:
         for pair in self.alignment.misshaped:
             why = f"shape {list(pair.candidate.shape)} instead of {list(pair.reference.shape)}"
             found.append((pair.reference, why))
-        found += [(row.record, _reason(row)) for row in self.failing]
+        found += [(row.record, reason(row.error, row.bound.rel_l2, row.fraction)) for row in self.failing]
         found.sort(key=lambda item: item[0].order)
         return [Blame(_owner(record), _stretch(record), why, self._call(record)) for record, why in found]
 
@@ -118,10 +118,11 @@ def _stretch(record: Record) -> str:
     return f"{record.parent or '(model)'}, between {start} and {name}{again}"
 
 
-def _reason(row: Row) -> str:
-    if row.error.nonfinite:
-        return f"{row.error.nonfinite} of {row.error.size} values are NaN or infinite"
-    return f"relative error {row.error.rel_l2:.1e}, bound {row.bound.rel_l2:.1e} ({row.fraction:.3g} of the bound)"
+def reason(error: Distance, bound: float, fraction: float) -> str:
+    """What is wrong with a value, in a line."""
+    if error.nonfinite:
+        return f"{error.nonfinite} of {error.size} values are NaN or infinite"
+    return f"relative error {error.rel_l2:.1e}, bound {bound:.1e} ({fraction:.3g} of the bound)"
 
 
 def _first_of_calls(records: list[Record]) -> list[Record]:
